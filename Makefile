@@ -1,0 +1,46 @@
+# make demo: set up and run the main job. make test: the tests. make check: everything a change must pass.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types bench score constraints clean help
+
+help:
+	@sed -n '1p' Makefile | cut -c3-
+
+# ssh-keygen is what people without imagend sign with; demo and tests use it too.
+$(READY): pyproject.toml constraints.txt
+	@command -v ssh-keygen >/dev/null || { echo "imagend needs ssh-keygen: apt-get install openssh-client" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
+	@touch $@
+
+demo: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+score: $(READY)
+	$(BIN)/python models/diffusers/shapes-xl/score.py
+
+# Write down the versions that are installed now, after a deliberate upgrade.
+constraints:
+	$(BIN)/pip freeze --exclude-editable --exclude imagend | sed 's/+cpu//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) spool/* outputs/* keys .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,70 @@
+"""What people type. One module per command, imported only when it is asked for: `imagend status` must be quick."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from imagend import __version__
+from imagend.errors import ImagendError
+
+COMMANDS = {
+    "init": "make a place for imagend: folders, config.yaml, a client key, allowed_signers",
+    "serve": "run the daemon in the foreground",
+    "submit": "sign a job and drop it into the inbox",
+    "watch": "follow a job to its end; the exit status tells the outcome",
+    "cancel": "cancel a job of yours, queued or running",
+    "status": "what the daemon is doing",
+    "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
+    "schema": "print the JSON Schema of job files",
+}
+EPILOG = """\
+exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 64 wrong use, 69 the daemon is not
+running, 74 disk trouble, 75 --timeout passed, 78 a mistake in the configuration
+Start: imagend init; imagend serve; and elsewhere: imagend submit generate --prompt "a red circle" --wait"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(64, f"imagend: {message}. See: {self.prog} --help\n")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    parser = Parser(
+        prog="imagend",
+        description="Turns signed JSON job files into SDXL pictures. The file system is the interface.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"imagend {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, description=f"{summary}.".capitalize(), allow_abbrev=False)
+        if name == chosen:
+            command.add_argument(
+                "--config", type=Path, metavar="FILE", help="config.yaml to use ($IMAGEND_CONFIG, ./, /etc/imagend/)"
+            )
+            module = importlib.import_module(f"imagend.cli.{name}")
+            module.configure(command)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(module.run(arguments))
+    except ImagendError as error:
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": error.envelope()}))
+        print(f"imagend: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `imagend … | head`
+        sys.stderr.close()
+        return 141

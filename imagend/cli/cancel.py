@@ -1,0 +1,33 @@
+"""imagend cancel: a signed wish that a job of one's own stop, dropped like a job."""
+
+from __future__ import annotations
+
+import argparse
+
+from imagend import config as configuration
+from imagend.cli import drop
+from imagend.cli.look import look
+from imagend.cli.watch import add_watch_options, follow, parse_ref
+from imagend.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the job's id")
+    parser.add_argument("--wait", action="store_true", help="wait until it has ended, one way or the other")
+    add_watch_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configuration.load(configuration.find(arguments.config))
+    ref = parse_ref(arguments.id, config)
+    if ref.client != config.client.name:
+        raise UsageError(f"{ref} is another client's job; you are {config.client.name!r} and can cancel only your own.")
+    if look(config, ref).state in ("ended", "rejected"):
+        print(f"{ref.id} has ended already")
+        return 0
+    drop.drop(config, drop.compose({"kind": "cancel", "job": ref.id}))
+    if arguments.wait:
+        follow(config, ref, arguments)
+        return 0
+    print(f"asked to cancel {ref.id}")
+    return 0

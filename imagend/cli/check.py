@@ -1,0 +1,156 @@
+"""imagend check: look for mistakes and say how to mend them. Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from imagend import config as configuration
+from imagend.cli.look import daemon_alive, read
+from imagend.config import Config
+from imagend.errors import BadConfig, BadKeys, ImagendError
+from imagend.models import Models
+from imagend.signers import NAMESPACE, AllowedSigners
+from imagend.spool import STATUS, State
+
+_SOON_S = 14 * 24 * 3600.0
+
+
+class Finding(NamedTuple):
+    level: str
+    """ok, warning or error"""
+    what: str
+    fix: str = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="findings as a JSON list")
+    parser.epilog = "exit status: 0 when nothing is wrong (warnings may stand), 78 otherwise"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    findings = list(examine(configuration.find(arguments.config)))
+    if arguments.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(f"{finding.level:8} {finding.what}" + (f"\n         mend: {finding.fix}" if finding.fix else ""))
+    return BadConfig.exit_status if any(finding.level == "error" for finding in findings) else 0
+
+
+def examine(path: Path) -> Iterator[Finding]:
+    try:
+        config = configuration.load(path)
+    except BadConfig as error:
+        yield Finding("error", str(error))
+        return
+    yield Finding("ok", f"{path} is read")
+    yield from _folders(config)
+    yield from _devices(config)
+    yield from _keys(config)
+    yield from _models(config)
+    yield from _engine()
+    yield from _daemon(config)
+
+
+def _folders(config: Config) -> Iterator[Finding]:
+    for folder in (config.spool, *config.inboxes, config.outputs, config.models):
+        if not folder.is_dir():
+            yield Finding("error", f"{folder} is no folder", "imagend init, or correct the path in config.yaml")
+        elif folder != config.models and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            yield Finding("error", f"{folder} cannot be written", f"chown it to the user that runs imagend: {_login()}")
+        else:
+            yield Finding("ok", f"{folder} is there")
+    for folder in (config.spool, config.outputs):
+        if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
+            yield Finding("error", f"{folder} can be written by everybody", f"chmod o-w {folder}")
+
+
+def _devices(config: Config) -> Iterator[Finding]:
+    """A rename is a step only within one file system."""
+    drafts = config.outputs / ".drafts"
+    groups = [
+        [config.spool, *(config.spool / state for state in State), config.spool / "journal"],
+        [config.outputs, drafts, *(path for path in _listing(config.outputs) if path != drafts)],
+        *([inbox, inbox.parent / "rejected"] for inbox in config.inboxes),
+    ]
+    for group in groups:
+        there = [path for path in group if path.is_dir()]
+        strangers = [path for path in there if path.stat().st_dev != there[0].stat().st_dev]
+        for path in strangers:
+            what = f"{path} lies on another file system than {there[0]}"
+            yield Finding("error", what, "mount them together: jobs move by rename")
+
+
+def _keys(config: Config) -> Iterator[Finding]:
+    path = config.allowed_signers
+    try:
+        signers = AllowedSigners.parse(path.read_bytes().decode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        yield Finding("error", f"{path}: {error}", "imagend init makes one")
+        return
+    except BadKeys as error:
+        yield Finding("error", str(error))
+        return
+    if not len(signers):
+        fix = f'add a line: NAME namespaces="{NAMESPACE}" ssh-ed25519 AAAA… (from the client\'s .pub file)'
+        yield Finding("warning", f"{path} names nobody: no job will be accepted", fix)
+    else:
+        yield Finding("ok", f"{path} names {', '.join(sorted(signers.clients()))}")
+    if path.stat().st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+        yield Finding("error", f"{path} can be written by others, who could let themselves in", f"chmod go-w {path}")
+    for signer in signers.expiring(time.time(), _SOON_S):
+        what = f"{path}, line {signer.line}: the key of {signer.principal} expires within 14 days"
+        yield Finding("warning", what, "add its successor")
+    key = config.client.key
+    if key.exists() and key.stat().st_mode & 0o077:
+        yield Finding("error", f"{key} can be read by others", f"chmod 600 {key}")
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    models = Models(config.models)
+    for name in models.list():
+        try:
+            model = models.find(name)
+            yield Finding("ok", f"model {name}: native size {model.native_size}x{model.native_size}")
+        except ImagendError as error:
+            yield Finding("error", str(error))
+    if config.default_model not in models.list():
+        fix = "imagend init installs shapes-xl; or set default_model"
+        yield Finding("error", f"default_model {config.default_model} is not under {config.models}/diffusers", fix)
+
+
+def _engine() -> Iterator[Finding]:
+    needed = ("torch", "diffusers", "transformers", "compel")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        what = f"{', '.join(missing)} not installed: no worker can start"
+        yield Finding("error", what, "pip install 'imagend[engine]'")
+    else:
+        yield Finding("ok", "the engine is installed")
+
+
+def _daemon(config: Config) -> Iterator[Finding]:
+    status = read(config.spool / STATUS)
+    if not daemon_alive(status):
+        yield Finding("warning", "the daemon is not running", "imagend serve")
+        return
+    yield Finding("ok", f"the daemon runs (pid {status['pid']}, {status['state']})")
+    for reason in status["reasons"]:
+        yield Finding("warning", f"the daemon says: {reason}")
+
+
+def _listing(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _login() -> str:
+    from imagend.cli.init import login_name
+
+    return login_name()

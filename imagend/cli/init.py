@@ -1,0 +1,94 @@
+"""imagend init: a place for imagend. Makes what is missing and never overwrites."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import re
+from pathlib import Path
+
+from imagend import config as configuration
+from imagend import files
+from imagend.config import Client, Config
+from imagend.job import NAME
+from imagend.models import Models
+from imagend.signers import NAMESPACE
+from imagend.signing import Key
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="where (default: here)")
+    parser.add_argument("--client", metavar="NAME", help="the first client's name (default: your login name)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    home: Path = arguments.folder
+    path = arguments.config or home / "config.yaml"
+    _say(
+        _write(path, configuration.template(Config(client=Client(name=arguments.client or login_name()))).encode()),
+        path,
+    )
+    config = configuration.load(path)
+    for folder in (
+        config.spool,
+        *config.inboxes,
+        config.outputs,
+        config.models / "diffusers",
+        path.parent / "reference",
+    ):
+        _say(not folder.is_dir(), folder)
+        files.make_folder(folder)
+    _make_keys(config)
+    if Models(config.models).install_embedded():
+        _say(True, config.models / "diffusers" / config.default_model)
+    print(f"Ready. Start the daemon with: imagend serve --config {path}")
+    return 0
+
+
+def login_name() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = "me"
+    return name if re.fullmatch(NAME, name) else "me"
+
+
+def _make_keys(config: Config) -> None:
+    private, signers = config.client.key, config.allowed_signers
+    for folder in (private.parent, signers.parent):
+        files.make_folder(folder)
+    public = private.with_name(f"{private.name}.pub")
+    if not private.exists():
+        key = Key.generate()
+        _write(private, key.private_bytes(config.client.name), mode=0o600)
+        _write(public, f"{key.public_line(config.client.name)}\n".encode())
+        _say(True, private)
+    else:
+        _say(False, private)
+    if public.exists():
+        line = " ".join(public.read_text().split()[:2])
+        header = (
+            "# Who may ask imagend: a line per client, NAME namespaces=... KEY. See: man ssh-keygen, ALLOWED SIGNERS\n"
+        )
+        _say(_write(signers, f'{header}{config.client.name} namespaces="{NAMESPACE}" {line}\n'.encode()), signers)
+
+
+def _write(path: Path, data: bytes, mode: int = 0o644) -> bool:
+    """Write a new file; False if there is one."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        files.make_folder(path.parent)
+        return _write(path, data, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    return True
+
+
+def _say(made: bool, path: Path) -> None:
+    print(f"{'made' if made else 'kept'}  {path}")

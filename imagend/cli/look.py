@@ -1,0 +1,78 @@
+"""How a job and the daemon look from outside: folders and status.json, read only. Light, so that it is quick."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagend.config import Config
+from imagend.job import Ref
+from imagend.outputs import MANIFEST
+from imagend.spool import STALE_INTERVALS, STATUS, State
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a job looks from outside. `state`: inbox, queued, running, ended, rejected or unknown."""
+
+    state: str
+    worker: dict[str, Any] = field(default_factory=dict)
+    position: int | None = None
+    waiting: int = 0
+    document: dict[str, Any] = field(default_factory=dict)
+    """the manifest of an ended job, the reason of a rejected one"""
+
+    @property
+    def outcome(self) -> str:
+        return str(self.document.get("outcome", "rejected" if self.state == "rejected" else ""))
+
+
+def look(config: Config, ref: Ref) -> Sight:
+    """Where a job is now. Later places are asked first: a job that moves meanwhile is not missed."""
+    if manifest := read(config.outputs / ref.client / ref.id / MANIFEST):
+        return Sight("ended", document=manifest)
+    status = read(config.spool / STATUS)
+    for worker in status.get("workers", {}).values():
+        if (worker.get("client"), worker.get("job")) == tuple(ref):
+            return Sight("running", worker=worker)
+    queue = status.get("queue", {})
+    head = [Ref(entry["client"], entry["id"]) for entry in queue.get("head", ())]
+    position = head.index(ref) + 1 if ref in head else None
+    if any((config.spool / state / ref.client / f"{ref.id}.json").exists() for state in State):
+        return Sight("queued", position=position, waiting=queue.get("pending", 0))
+    if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
+        return Sight("inbox")
+    if reasons := [
+        path for path in _places(config, ref, "{inbox}/../rejected/{client}{id}*.reason.json") if path.exists()
+    ]:
+        return Sight("rejected", document=read(max(reasons, key=lambda path: path.stat().st_mtime)))
+    return Sight("unknown")
+
+
+def _places(config: Config, ref: Ref, pattern: str) -> list[Path]:
+    found: list[Path] = []
+    for inbox in config.inboxes:
+        for client in ("", f"{ref.client}/"):
+            path = Path(pattern.format(inbox=inbox, client=client, id=ref.id))
+            found += path.parent.glob(path.name)
+    return found
+
+
+def daemon_alive(status: dict[str, Any]) -> bool:
+    """The rule that status.json itself states."""
+    if not status or status.get("state") == "stopped":
+        return False
+    age = datetime.now(UTC) - datetime.fromisoformat(status["heartbeat"])
+    return age.total_seconds() <= STALE_INTERVALS * float(status["interval_s"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that others replace; {} when it is not there."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,77 @@
+"""imagend serve: puts the daemon together from its parts and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import signal
+import threading
+
+from imagend import config as configuration
+from imagend import files, logs
+from imagend.config import Config
+from imagend.errors import SpoolUnusable
+from imagend.models import Models
+from imagend.outputs import Outputs
+from imagend.signers import AllowedSigners
+from imagend.spool import Spool
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "SIGTERM: release running jobs and stop; again: at once. SIGHUP: read config.yaml and keys again."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from imagend.daemon.executor import Arrived, Mailbox, ReloadRequested, StopRequested
+    from imagend.daemon.intake import Arrival, Door, Policy, Verdict
+    from imagend.daemon.local import LocalExecutor
+    from imagend.daemon.loop import Daemon
+    from imagend.daemon.watch import watch
+
+    path = configuration.find(arguments.config)
+    config = configuration.load(path)
+    logs.set_up()
+    mailbox: Mailbox = queue.SimpleQueue()
+    spool, outputs = Spool(config.spool), Outputs(config.outputs)
+    doors = [Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes]
+    executor = LocalExecutor(config.slots(), config.models, mailbox)
+    try:
+        _open(config, spool, outputs)
+        daemon = Daemon(
+            config=config,
+            reload=lambda: configuration.load(path),
+            spool=spool,
+            outputs=outputs,
+            models=Models(config.models),
+            executor=executor,
+            doors=doors,
+            mailbox=mailbox,
+        )
+        daemon.settings.reread_keys()
+        daemon.tell_doors()
+        daemon.recover()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: mailbox.put(StopRequested()))
+        signal.signal(signal.SIGHUP, lambda *_: mailbox.put(ReloadRequested()))
+
+        def ask(arrivals: tuple[Arrival, ...]) -> tuple[Verdict, ...]:
+            reply: queue.SimpleQueue[tuple[Verdict, ...]] = queue.SimpleQueue()
+            mailbox.put(Arrived(arrivals, reply))
+            return reply.get()
+
+        for door in doors:
+            threading.Thread(target=door.serve, args=(ask,), name=f"door-{door.inbox}", daemon=True).start()
+        watch({door.inbox: door.hint for door in doors})
+        daemon.run()
+    except OSError as error:  # recover() puts everything right at the next start
+        raise SpoolUnusable(error.filename or config.spool, error.strerror or error) from error
+    finally:
+        spool.close()
+    return 0
+
+
+def _open(config: Config, spool: Spool, outputs: Outputs) -> None:
+    for inbox in config.inboxes:
+        files.make_folder(inbox)
+    spool.open()
+    outputs.open()

@@ -1,0 +1,57 @@
+"""imagend status: what the daemon is doing, from spool/status.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from imagend import config as configuration
+from imagend.cli.look import daemon_alive, read
+from imagend.errors import Unreachable
+from imagend.spool import STATUS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="status.json itself, with `alive` added")
+    parser.epilog = "exit status: 0 when the daemon runs, 69 when it does not"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configuration.load(configuration.find(arguments.config))
+    status = read(config.spool / STATUS)
+    alive = daemon_alive(status)
+    if arguments.json:
+        print(json.dumps({"alive": alive} | status, indent=1))
+        return 0 if alive else Unreachable.exit_status
+    if not alive:
+        last = f" (last heartbeat {status['heartbeat']}, state {status['state']})" if status else ""
+        raise Unreachable(f"The daemon of {config.spool} is not running{last}. Start it: imagend serve")
+    print("\n".join(_lines(status)))
+    return 0
+
+
+def _lines(status: dict[str, Any]) -> list[str]:
+    queue, totals = status["queue"], status["totals"]
+    lines = [
+        f"{status['name']} is {status['state']} (pid {status['pid']}, imagend {status['version']})",
+        *(f"  ! {reason}" for reason in status["reasons"]),
+        f"queue    {queue['pending']} pending, {queue['active']} active",
+    ]
+    for name, worker in status["workers"].items():
+        lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
+    lines.append("ended    " + ", ".join(f"{count} {outcome}" for outcome, count in totals.items()) + " since start")
+    if error := status["last_error"]:
+        lines.append(f"last error, {error['at']}: {error['code']}: {error['message']}")
+    return lines
+
+
+def _doing(worker: dict[str, Any]) -> str:
+    if "job" not in worker:
+        return ""
+    step = (
+        f" {worker['picture'] + 1}/{worker['pictures']} step {worker['step']}/{worker['steps']}"
+        if worker.get("steps")
+        else ""
+    )
+    return f": {worker['client']}/{worker['job']} {worker.get('stage', 'starting')}{step}"

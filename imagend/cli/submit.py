@@ -1,0 +1,107 @@
+"""imagend submit: sign a job and drop it into the inbox, from options or from a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from imagend import config as configuration
+from imagend.cli import drop
+from imagend.cli.watch import add_watch_options, follow
+from imagend.config import Config
+from imagend.errors import Rejected, UsageError
+from imagend.job import SPECS, Header, Ref
+from imagend.signing import job_id, split
+
+_OWN = ("schema", "kind", "seeds")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", choices=["generate"], help="what to do, with the options below")
+    parser.add_argument(
+        "--file", type=Path, metavar="PAYLOAD.json", help="instead: a job as JSON ('-': standard input)"
+    )
+    parser.add_argument(
+        "--as", dest="client", metavar="NAME", help="sign as this client (default: client.name of config.yaml)"
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="with this private key (default: client.key of config.yaml)"
+    )
+    parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
+    add_watch_options(parser)
+    fields = parser.add_argument_group("fields of a generate job (docs/job.md)")
+    for name, field in (Header.model_fields | SPECS["generate"].model_fields).items():
+        if (field.alias or name) not in _OWN:
+            option = f"--{name.replace('_', '-')}"
+            fields.add_argument(
+                option, dest=f"field_{name}", metavar="VALUE", help=(field.description or "").replace("%", "%%")
+            )
+    fields.add_argument(
+        "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = _identity(configuration.load(configuration.find(arguments.config)), arguments)
+    given = {key.removeprefix("field_"): value for key, value in vars(arguments).items() if key.startswith("field_")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if (arguments.kind is None) == (arguments.file is None):
+        raise UsageError("Give either a kind (imagend submit generate --prompt …) or --file PAYLOAD.json.")
+    if arguments.file is not None and given:
+        raise UsageError(
+            f"--{next(iter(given)).replace('_', '-')} goes with `submit generate`; with --file put it into the file."
+        )
+    try:
+        ref = _from_file(config, arguments.file) if arguments.file else drop.drop(config, _from_options(given))
+    except Rejected as error:
+        raise UsageError(f"Not sent: {error}") from None
+    if arguments.wait:
+        return follow(config, ref, arguments)
+    print(json.dumps({"id": ref.id, "client": ref.client}) if arguments.json else ref.id)
+    return 0
+
+
+def _identity(config: Config, arguments: argparse.Namespace) -> Config:
+    given = {"name": arguments.client, "key": arguments.key}
+    client = config.client.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return config.model_copy(update={"client": client})
+
+
+def _from_options(given: dict[str, str]) -> bytes:
+    """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
+    fields: dict[str, Any] = {"kind": "generate"}
+    for name, text in given.items():
+        fields[name] = [_number(part) for part in text.split(",")] if name == "seeds" else _value(name, text)
+    return drop.compose(fields)
+
+
+def _value(name: str, text: str) -> Any:
+    annotation = str((Header.model_fields | SPECS["generate"].model_fields)[name].annotation)
+    return _number(text) if "int" in annotation or "float" in annotation else text
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _from_file(config: Config, path: Path) -> Ref:
+    """A payload to be signed, or a file that is signed already, which goes as it is."""
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
+    try:
+        body, _ = split(raw)
+    except Rejected:
+        from imagend.jobfile import read_json
+
+        return drop.drop(config, drop.compose(read_json(raw.strip())))
+    return drop.put(config, raw, Ref(config.client.name, job_id(config.client.name, body)))

@@ -1,0 +1,159 @@
+"""imagend watch: follow a job to its end. On a terminal one live line, otherwise a line per change."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagend import config as configuration
+from imagend.cli.look import Sight, daemon_alive, look, read
+from imagend.config import Config
+from imagend.errors import Unreachable, UsageError
+from imagend.job import Ref
+from imagend.spool import STATUS
+
+EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4}
+TIMED_OUT = 75
+_POLL_S = 0.1
+_UNKNOWN_LIMIT_S = 5.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the job's id, or CLIENT/ID")
+    parser.epilog = "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 75 --timeout passed"
+    add_watch_options(parser)
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="a JSON line per change, the manifest last")
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="stop watching after so many seconds; the job goes on"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configuration.load(configuration.find(arguments.config))
+    return follow(config, parse_ref(arguments.id, config), arguments)
+
+
+def parse_ref(text: str, config: Config) -> Ref:
+    """ID, or CLIENT/ID. Raises UsageError."""
+    client, _, job = text.rpartition("/")
+    if not re.fullmatch(r"[0-9a-f]{20}", job):
+        raise UsageError(f"{text!r} is no job id: that is 20 of 0-9 and a-f, as `imagend submit` prints it.")
+    return Ref(client or config.client.name, job)
+
+
+def follow(config: Config, ref: Ref, arguments: argparse.Namespace) -> int:
+    """Show each change until the job has ended; return the exit status that tells how."""
+    show = _shower(arguments.json, config, ref)
+    start = time.monotonic()
+    last_known = start
+    while True:
+        sight = look(config, ref)
+        show(sight)
+        if sight.state in ("ended", "rejected"):
+            return EXIT_STATUS[sight.outcome]
+        now = time.monotonic()
+        if sight.state != "unknown":
+            last_known = now
+        elif now - last_known > _UNKNOWN_LIMIT_S:
+            raise Unreachable(f"No job {ref.id} of {ref.client} is known here. Whose is it? Write CLIENT/ID.")
+        if arguments.timeout is not None and now - start > arguments.timeout:
+            return TIMED_OUT
+        time.sleep(_POLL_S)
+
+
+def _shower(as_json: bool, config: Config, ref: Ref) -> Callable[[Sight], None]:
+    if as_json:
+        return _json_shower(ref)
+    live = sys.stdout.isatty()
+    shown = ""
+
+    def show(sight: Sight) -> None:
+        nonlocal shown
+        ended = sight.state in ("ended", "rejected")
+        text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, config, steps=live)}"
+        if text == shown:
+            return
+        shown = text
+        if live and not ended:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        else:
+            print(("\r\x1b[K" if live else "") + text, flush=True)
+
+    return show
+
+
+def _json_shower(ref: Ref) -> Callable[[Sight], None]:
+    last: dict[str, Any] = {}
+
+    def show(sight: Sight) -> None:
+        nonlocal last
+        event: dict[str, Any] = {"id": ref.id, "client": ref.client, "state": sight.state}
+        event |= {"position": sight.position} if sight.position else {}
+        event |= {
+            key: sight.worker[key] for key in ("stage", "picture", "pictures", "step", "steps") if key in sight.worker
+        }
+        event |= {"document": sight.document} if sight.document else {}
+        if event != last:
+            last = event
+            print(json.dumps({"at": datetime.now(UTC).isoformat(timespec="milliseconds")} | event), flush=True)
+
+    return show
+
+
+def _sentence(sight: Sight, config: Config, steps: bool) -> str:
+    if sight.state == "running":
+        return _progress(sight.worker, steps)
+    alive = daemon_alive(read(config.spool / STATUS))
+    note = "" if alive else "  (the daemon is not running; start it: imagend serve)"
+    match sight.state:
+        case "queued" if sight.position:
+            return f"queued, {sight.position} of {sight.waiting}{note}"
+        case "queued":
+            return f"queued{note}"
+        case "inbox":
+            return f"in the inbox{note}"
+    return f"looking for it{note}"
+
+
+def _progress(worker: dict[str, Any], steps: bool) -> str:
+    stage = str(worker.get("stage", "starting")).replace("_", " ")
+    if not worker.get("steps"):
+        return stage
+    picture = f"{stage} picture {worker['picture'] + 1} of {worker['pictures']}"
+    if not steps:
+        return picture
+    done = round(20 * worker["step"] / worker["steps"])
+    return f"{picture}  [{'#' * done}{'.' * (20 - done)}]  step {worker['step']}/{worker['steps']}"
+
+
+def _final(sight: Sight, config: Config, ref: Ref) -> str:
+    document = sight.document
+    if sight.state == "rejected":
+        return f"{ref.id}  rejected: {document.get('error', {}).get('message', 'see rejected/')}"
+    folder = config.outputs / ref.client / ref.id
+    error = document.get("error")
+    lines = [f"{ref.id}  {document['outcome']}" + (f": {error['message']}" if error else f" in {_took(document)}")]
+    lines += [f"  {_short(folder / artifact['file'])}" for artifact in document.get("artifacts", ())]
+    return "\n".join([*lines, f"  {_short(folder / 'manifest.json')}"])
+
+
+def _took(document: dict[str, Any]) -> str:
+    span = datetime.fromisoformat(document["ended_at"]) - datetime.fromisoformat(document["accepted_at"])
+    return f"{span.total_seconds():.1f} s"
+
+
+def _short(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

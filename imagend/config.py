@@ -1,0 +1,192 @@
+"""config.yaml as one frozen Config. The only module that reads that file or the environment."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from imagend.errors import BadConfig
+from imagend.job import NAME, Frozen, Side
+
+ENVIRONMENT = "IMAGEND_CONFIG"
+SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
+
+Folder = Annotated[Path, Field(strict=False)]
+Seconds = Annotated[float, Field(gt=0)]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
+SlotName = Annotated[str, Field(pattern=NAME)]
+
+
+class ImageType(Frozen):
+    """A preset a job may name in `image_type`. What the job says itself wins over it."""
+
+    width: Side = 1024
+    height: Side = 1024
+    prompt_prefix: str = ""
+    prompt_suffix: str = ""
+    negative_prompt: str | None = None
+
+
+class Client(Frozen):
+    """Who `imagend submit` signs as on this host."""
+
+    name: str = "me"
+    key: Folder = Path("keys/id_ed25519")
+
+
+_IMAGE_TYPES = {
+    "character": ImageType(width=832, height=1216, prompt_suffix=", full body, simple background"),
+    "background": ImageType(width=1216, height=832, prompt_suffix=", scenery, no humans"),
+}
+
+
+class Config(Frozen):
+    """Every key of config.yaml, in the order of the file; a description here is the comment there."""
+
+    name: str = Field(
+        "imagend", pattern=NAME, description="This spool's name. A job whose `audience` is another name is refused."
+    )
+    spool: Folder = Field(
+        Path("spool"),
+        description="The queue: pending/, active/, done/, journal/ and status.json. A local disk, not NFS. "
+        "Relative paths start at this file's folder. A change needs a restart.",
+    )
+    inboxes: tuple[Folder, ...] = Field(
+        (Path("spool/inbox"),),
+        min_length=1,
+        description="Where job files are dropped, also one folder deeper (a folder per client). May lie on NFS. What "
+        "is refused goes to rejected/ beside the inbox. A change needs a restart.",
+    )
+    outputs: Folder = Field(
+        Path("outputs"),
+        description="Results: <client>/<id>/ with PNGs and manifest.json, and results.jsonl with a line per ended job. "
+        "A change needs a restart.",
+    )
+    models: Folder = Field(
+        Path("models"), description="Weights, in ComfyUI's folder names: diffusers/<name>/. A change needs a restart."
+    )
+    allowed_signers: Folder = Field(
+        Path("keys/allowed_signers"),
+        description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
+    )
+    default_model: str = Field("shapes-xl", pattern=NAME, description="The model of jobs that name none.")
+    image_types: dict[str, ImageType] = Field(
+        _IMAGE_TYPES,
+        description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "
+        "model's native size. What the job says itself wins; prefix and suffix are put around its prompt.",
+    )
+    workers: dict[SlotName, Device] = Field(
+        {},
+        description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
+        "the CPU where there is none. A change needs a restart.",
+    )
+    max_attempts: int = Field(3, ge=1, le=10, description="How often a job may take its worker or the machine down.")
+    time_limit_s: Seconds = Field(600.0, description="An attempt that runs longer fails the job.")
+    silence_limit_s: Seconds = Field(
+        600.0, description="A worker that reports no step for so long is killed and replaced."
+    )
+    boot_limit_s: Seconds = Field(
+        600.0, description="A worker that is not ready after so long is killed and started anew."
+    )
+    cancel_grace_s: Seconds = Field(
+        30.0, description="A worker that has not let go of a cancelled job by then is killed."
+    )
+    stop_grace_s: Seconds = Field(30.0, description="The same when the daemon stops; the job goes back to the queue.")
+    scan_interval_s: Seconds = Field(
+        1.0, description="Inboxes are looked at this often even when nothing tells of a change (NFS tells nothing)."
+    )
+    file_grace_s: Seconds = Field(
+        60.0, description="An unfinished file in an inbox is left alone until it has not changed for so long."
+    )
+    heartbeat_s: Seconds = Field(1.0, description="status.json is rewritten at least this often.")
+    client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
+
+    @field_validator("inboxes", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    def slots(self) -> dict[str, str]:
+        """Slot name → torch device."""
+        gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
+        return self.workers or {f"gpu{n}": f"cuda:{n}" for n in gpus} or {"cpu0": "cpu"}
+
+
+# Keys that a running daemon cannot change: what it holds open, or where its workers stand.
+FIXED = ("spool", "inboxes", "outputs", "models", "workers")
+
+
+def find(explicit: Path | None) -> Path:
+    """The config file to use: the one named, $IMAGEND_CONFIG, ./config.yaml, /etc/imagend/config.yaml."""
+    if explicit is not None:
+        return explicit
+    if named := os.environ.get(ENVIRONMENT):
+        return Path(named)
+    here = Path("config.yaml")
+    return here if here.exists() or not SYSTEM_CONFIG.exists() else SYSTEM_CONFIG
+
+
+def load(path: Path) -> Config:
+    """Read config.yaml; paths in the result are absolute. Raises BadConfig, naming key, value and remedy."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadConfig(path, "there is no such file; `imagend init` writes one, with every key explained") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadConfig(path, " ".join(str(error).split())) from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise BadConfig(path, "the file must hold keys and values, `name: imagend`")
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise BadConfig(path, "; ".join(_problems(error))) from None
+    return _absolute(config, path.absolute().parent)
+
+
+def _absolute(config: Config, base: Path) -> Config:
+    folders = {key: base / getattr(config, key) for key in ("spool", "outputs", "models", "allowed_signers")}
+    client = config.client.model_copy(update={"key": base / config.client.key})
+    inboxes = tuple(base / inbox for inbox in config.inboxes)
+    return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for details in error.errors(include_url=False):
+        key = ".".join(map(str, details["loc"])) or "the file"
+        if details["type"] == "extra_forbidden":
+            yield f"{key} is not a key; known keys are {', '.join(Config.model_fields)}"
+        else:
+            yield f"{key}: {details['input']!r}: {details['msg']}"
+
+
+def template(config: Config | None = None) -> str:
+    """config.yaml as `imagend init` writes it: every key with its value and what it means."""
+    config = config or Config()
+    head = (
+        "# imagend's settings. Every key may be left out; what stands here is then its value. Check with: imagend check"
+    )
+    parts = [head]
+    for key, field in Config.model_fields.items():
+        comment = textwrap.fill(field.description or "", 116, initial_indent="# ", subsequent_indent="# ")
+        parts.append(
+            f"{comment}\n{yaml.safe_dump({key: _plain(getattr(config, key))}, sort_keys=False, width=116).rstrip()}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {key: _plain(item) for key, item in value if item is not None}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

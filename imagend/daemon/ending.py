@@ -1,0 +1,100 @@
+"""How a job ends: publish its manifest, which commits; then put its file away, which tidies and can be redone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from imagend import jobfile, signing
+from imagend.daemon.health import Health
+from imagend.daemon.slots import Running
+from imagend.errors import Rejected
+from imagend.job import Job, Manifest, Outcome, Ref
+from imagend.messages import Ended, Failure
+from imagend.outputs import Outputs
+from imagend.spool import Spool
+
+log = structlog.get_logger()
+
+
+def load(spool: Spool, ref: Ref) -> Job:
+    """Read back an accepted job; the place is trusted, the signature was checked at the door. Raises Rejected."""
+    body, _ = signing.split(spool.read(ref))
+    job = jobfile.parse(ref.client, body)
+    assert isinstance(job, Job)  # only jobs are queued
+    return job
+
+
+class Ending:
+    def __init__(self, spool: Spool, outputs: Outputs, health: Health, wall: Callable[[], datetime]) -> None:
+        self.spool, self.outputs, self.health, self.wall = spool, outputs, health, wall
+
+    def end(
+        self,
+        ref: Ref,
+        outcome: Outcome,
+        running: Running | None = None,
+        ended: Ended | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        """End a job for good. `running` and `ended` tell of the attempt that ended it, if there was one."""
+        if outcome is not Outcome.SUCCEEDED:
+            self.outputs.empty_draft(ref)
+        manifest = self._manifest(ref, outcome, running, ended, failure)
+        self.outputs.publish(ref, manifest)
+        self.finish(ref, manifest)
+
+    def finish(self, ref: Ref, manifest: Manifest) -> None:
+        """Tell the world and put the job's file away."""
+        self.outputs.announce(manifest)
+        self.spool.finish(ref, manifest.outcome)
+        self.health.totals[manifest.outcome] += 1
+        code = manifest.error["code"] if manifest.error else None
+        if manifest.error:
+            self.health.failed(manifest.error["code"], manifest.error["message"], ref.id)
+        log.info("ended", job=str(ref), outcome=manifest.outcome.value, code=code)
+
+    def finish_again(self, ref: Ref) -> None:
+        """After a crash between publish and finish: do what is missing of finish."""
+        manifest = self.outputs.manifest(ref)
+        if not self.outputs.announced(ref):
+            self.outputs.announce(manifest)
+        self.spool.finish(ref, manifest.outcome)
+
+    def _manifest(
+        self, ref: Ref, outcome: Outcome, running: Running | None, ended: Ended | None, failure: Failure | None
+    ) -> Manifest:
+        accepted = running.accepted_at if running else accepted_at(self.spool, ref)
+        try:
+            job = running.job if running else load(self.spool, ref)
+            spec = (running.spec if running else job.spec).model_dump(mode="json")
+            told: dict[str, Any] = {
+                "kind": job.kind,
+                "label": job.header.label,
+                "issued_at": job.header.issued_at,
+                "spec": spec,
+            }
+        except Rejected:  # an older imagend took it in; this one cannot read it
+            told = {"kind": "unknown", "issued_at": accepted, "spec": {}}
+        return Manifest(
+            schema="imagend.manifest/v1",
+            id=ref.id,
+            client=ref.client,
+            outcome=outcome,
+            accepted_at=accepted,
+            started_at=running.started_at if running else None,
+            ended_at=self.wall(),
+            attempts=running.attempt if running else self.spool.attempts(ref),
+            artifacts=ended.artifacts if ended and outcome is Outcome.SUCCEEDED else (),
+            timings=ended.timings if ended else {},
+            engine=ended.engine if ended else None,
+            error=failure.error if failure else None,
+            **told,
+        )
+
+
+def accepted_at(spool: Spool, ref: Ref) -> datetime:
+    return datetime.fromtimestamp(spool.accepted(ref) / 1e9, UTC)

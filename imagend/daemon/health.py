@@ -1,0 +1,140 @@
+"""spool/status.json: what the daemon is doing, replaced whole. Bounded in size however long the queue is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from imagend import __version__, files
+from imagend.daemon.intake import Door
+from imagend.daemon.slots import Slot
+from imagend.daemon.turn import Turn
+from imagend.spool import STALE_INTERVALS, STATUS
+
+log = structlog.get_logger()
+
+STATUS_SCHEMA = "imagend.status/v1"
+HEAD = 100
+DOOR_LIMIT_S = 30.0
+"""An inbox that has not answered for so long is reported."""
+MIN_INTERVAL_S = 0.2
+"""The file is rewritten at most this often: a fast painter makes progress a hundred times a second."""
+
+
+@dataclass
+class Health:
+    """Gathers what the loop tells it and writes the file."""
+
+    spool: Path
+    name: str
+    interval_s: float
+    started_at: datetime
+    reasons: dict[str, str] = field(default_factory=dict)  # what is wrong, by its part of the daemon
+    totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
+    last_error: dict[str, Any] | None = None
+    _written: float = 0.0
+
+    def failed(self, code: str, message: str, job: str | None = None) -> None:
+        """Remember an error; its message holds the remedy."""
+        self.last_error = {"at": _now(), "code": code, "message": message, "job": job}
+
+    def trouble(self, part: str, why: str | None) -> None:
+        """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""
+        if why is None:
+            self.reasons.pop(part, None)
+        elif self.reasons.get(part) != why:
+            self.reasons[part] = why
+            self.failed("DEGRADED", why)
+            log.error("degraded", part=part, why=why)
+
+    def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot]) -> None:
+        """Troubles that come and go by themselves."""
+        for door in doors:
+            late = now - door.looked_at > DOOR_LIMIT_S
+            unanswered = f"{door.inbox} does not answer: is its file system there?" if late else None
+            self.trouble(f"inbox {door.inbox}", door.trouble or unanswered)
+            stuck = f"{door.stuck} files cannot be moved out of {door.inbox}: see the log" if door.stuck else None
+            self.trouble(f"stuck {door.inbox}", stuck)
+        for slot in slots:
+            dying = (
+                f"worker {slot.name} died {slot.deaths} times in a row: see the log; it is started again with delays"
+            )
+            self.trouble(slot.name, dying if slot.deaths > 1 else None)
+
+    def state(self, slots: Iterable[Slot]) -> str:
+        """One word for the whole: degraded, starting, busy or ready."""
+        states = {slot.state for slot in slots}
+        if self.reasons:
+            return "degraded"
+        if states & {"down", "booting"}:
+            return "starting"
+        return "busy" if "busy" in states else "ready"
+
+    def due(self, now: float, changed: bool) -> bool:
+        """Write at every change, but at most every MIN_INTERVAL_S, and at least every heartbeat."""
+        return now - self._written >= (MIN_INTERVAL_S if changed else self.interval_s)
+
+    def write(self, now: float, state: str, slots: Iterable[Slot], turn: Turn, doors: Iterable[Door]) -> None:
+        self._written = now
+        document = self.report(now, state, tuple(slots), turn, doors)
+        files.replace_hint(self.spool / STATUS, json.dumps(document, indent=1).encode() + b"\n")
+
+    def report(
+        self, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]
+    ) -> dict[str, Any]:
+        return {
+            "schema": STATUS_SCHEMA,
+            "name": self.name,
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": state,
+            "reasons": sorted(self.reasons.values()),
+            "heartbeat": _now(),
+            "interval_s": self.interval_s,
+            "stale": f"dead if heartbeat is older than {STALE_INTERVALS} x interval_s and state is not stopped",
+            "started_at": self.started_at.isoformat(timespec="milliseconds"),
+            "queue": {
+                "pending": len(turn),
+                "active": sum(slot.running is not None for slot in slots),
+                "per_client": turn.per_client(),
+                "head": [{"client": ref.client, "id": ref.id} for ref in turn.head(HEAD)],
+            },
+            "workers": {slot.name: _worker(slot) for slot in slots},
+            "inboxes": [
+                {
+                    "path": str(d.inbox),
+                    "scan_age_s": round(now - d.looked_at, 3),
+                    "stuck": d.stuck,
+                    "trouble": d.trouble,
+                }
+                for d in doors
+            ],
+            "totals": self.totals,
+            "last_error": self.last_error,
+        }
+
+
+def _worker(slot: Slot) -> dict[str, Any]:
+    report: dict[str, Any] = {"state": slot.state, "device": slot.device}
+    if slot.running is not None:
+        job, progress = slot.running.job, slot.running.progress
+        report |= {
+            "job": job.ref.id,
+            "client": job.ref.client,
+            "attempt": slot.running.attempt,
+            "since": slot.running.started_at.isoformat(timespec="milliseconds"),
+        }
+        if progress is not None:
+            report |= progress.model_dump(include={"stage", "picture", "pictures", "step", "steps"})
+    return report
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,260 @@
+"""The door: from a stranger's file in an inbox to a verified job, or to rejected/ with a reason. It survives any file.
+
+Each inbox has a door on a thread of its own and all that touches the inbox happens there: one that hangs (NFS) stops
+neither painting nor status. A door never touches the queue: it shows verified jobs to the loop and gets verdicts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+import structlog
+
+from imagend import files, jobfile
+from imagend.config import Config
+from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, Unsigned
+from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
+from imagend.signers import AllowedSigners
+from imagend.signing import unseal
+
+log = structlog.get_logger()
+
+MAX_BATCH = 256
+ATTACHMENTS = "files"  # a folder of this name in an inbox holds no job files
+REJECTED = "rejected"
+LATER = "later"
+Verdict = Rejected | str | None
+"""None: taken, remove the file. A Rejected: say why. LATER: leave the file, ask again."""
+Identity = tuple[int, int, int, int]
+
+
+class DoorBug(Rejected):
+    """imagend could not read this file. This is a bug: please report it."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a door needs to know; replaced as a whole when keys or configuration change."""
+
+    config: Config
+    signers: AllowedSigners
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A file at the door, verified and parsed. `raw` are the bytes that were, all of them."""
+
+    path: Path
+    identity: Identity
+    raw: bytes
+    item: Job | CancelRequest
+
+
+class NotAFile(InvalidJob):
+    """{} is not a regular file. Only job files belong here: write one elsewhere and rename it to this place."""
+
+
+class NotAJobName(InvalidJob):
+    """The name {!r} does not end in .json, so this is no job file. Rename it to NAME.json once it is complete."""
+
+
+class Unreadable(Forbidden):
+    """imagend may not read {}: {}. Give its group or user read permission (umask 027)."""
+
+
+class Door:
+    """One inbox. look() and settle() do all the work; serve() is its thread."""
+
+    def __init__(self, inbox: Path, policy: Policy, wall: Callable[[], datetime] | None = None) -> None:
+        self.inbox, self.policy = inbox, policy
+        self.hint = Event()
+        self.looked_at = time.monotonic()
+        self.trouble: str | None = None
+        self._wall = wall or (lambda: datetime.now(UTC))
+        self._waiting: dict[Path, tuple[Identity, float]] = {}
+        self._stuck: dict[Path, Identity] = {}
+
+    def serve(self, ask: Callable[[tuple[Arrival, ...]], tuple[Verdict, ...]]) -> None:
+        """Look for ever. `ask` brings arrivals to the loop and returns its verdicts."""
+        while True:
+            arrivals = self.look(time.monotonic())
+            if arrivals:
+                for arrival, verdict in zip(arrivals, ask(arrivals), strict=True):
+                    self.settle(arrival, verdict)
+            if len(arrivals) < MAX_BATCH:
+                self.hint.wait(self.policy.config.scan_interval_s)
+                self.hint.clear()
+
+    def look(self, now: float) -> tuple[Arrival, ...]:
+        """The next verified jobs, at most MAX_BATCH; what can never become one is rejected on the way."""
+        self.looked_at = now
+        try:
+            paths = list(self._candidates())
+            self.trouble = None
+        except OSError as error:
+            if self.trouble is None:
+                log.error("inbox cannot be read", inbox=str(self.inbox), why=str(error))
+            self.trouble = f"{self.inbox}: {error.strerror}"
+            return ()
+        for memory in (self._waiting, self._stuck):
+            for gone in memory.keys() - set(paths):
+                del memory[gone]
+        arrivals: list[Arrival] = []
+        for path in paths:
+            if (arrival := self._examine(path, now)) is not None:
+                arrivals.append(arrival)
+                if len(arrivals) == MAX_BATCH:
+                    break
+        return tuple(arrivals)
+
+    def settle(self, arrival: Arrival, verdict: Verdict) -> None:
+        """Do what the loop decided."""
+        if verdict is None:
+            self._remove(arrival)
+        elif isinstance(verdict, Rejected):
+            self._reject(arrival.path, arrival.identity, verdict, arrival.item.ref.client)
+
+    @property
+    def stuck(self) -> int:
+        """Files that could be neither taken in nor moved to rejected/."""
+        return len(self._stuck)
+
+    def _candidates(self) -> Iterator[Path]:
+        """Every entry that is no dotfile, here and in client folders one level down; in order of name."""
+        with os.scandir(self.inbox) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == ATTACHMENTS:
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
+                continue
+            try:
+                paths = sorted(Path(entry.path).iterdir())
+            except FileNotFoundError:
+                continue
+            yield from (path for path in paths if not path.name.startswith(".") and path.name != ATTACHMENTS)
+
+    def _examine(self, path: Path, now: float) -> Arrival | None:
+        """The verified job in a file; None if there is none (yet): what is surely none has been rejected."""
+        try:
+            identity = _identity(path.lstat())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._reject(path, None, Unreadable(path.name, error.strerror))
+            return None
+        if self._stuck.get(path) == identity or self._is_waiting(path, identity, now):
+            return None
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            pass
+        except (Unsigned, NotAJobName) as reason:  # perhaps not finished
+            if path in self._waiting:
+                self._reject(path, identity, reason)
+            else:
+                self._waiting[path] = (identity, now)
+        except Rejected as reason:
+            self._reject(path, identity, reason)
+        except Exception:  # no stranger's file may stop the daemon, not even one that finds a bug
+            log.exception("a file in the inbox met a bug", file=path.name)
+            self._reject(path, identity, DoorBug())
+        return None
+
+    def _is_waiting(self, path: Path, identity: Identity, now: float) -> bool:
+        """Whether an unfinished file still has time. A change gives it new time."""
+        known, since = self._waiting.get(path, (None, now))
+        if known != identity:
+            self._waiting.pop(path, None)
+            return False
+        return now - since < self.policy.config.file_grace_s
+
+    def _read(self, path: Path) -> Arrival:
+        try:
+            raw, status = files.read_untrusted(path, MAX_JOB_BYTES)
+        except files.NotOrdinary:
+            raise NotAFile(path.name) from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unreadable(path.name, error.strerror) from None
+        if len(raw) > MAX_JOB_BYTES:
+            raise TooLarge(max(status.st_size, len(raw)), MAX_JOB_BYTES)
+        if path.suffix != ".json":
+            raise NotAJobName(path.name)
+        now = self._wall()
+        client, body = unseal(raw, self.policy.signers, now.timestamp())
+        item = jobfile.parse(client, body)
+        jobfile.check_window(item.header, now)
+        admit(item, self.policy.config)
+        return Arrival(path, _identity(status), raw, item)
+
+    def _remove(self, arrival: Arrival) -> None:
+        """Unlink the file that was read; if its sender has put another one in its place, that one stays."""
+        try:
+            if _identity(arrival.path.lstat()) == arrival.identity:
+                arrival.path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._give_up(arrival.path, arrival.identity, error)
+
+    def _reject(self, path: Path, identity: Identity | None, reason: Rejected, client: str | None = None) -> None:
+        """Move the file beside its inbox, with its reason; the reason is there first."""
+        self._waiting.pop(path, None)
+        folder = self.inbox.parent / REJECTED / path.parent.relative_to(self.inbox)
+        log.warning("rejected", file=path.name, code=reason.code, client=client, why=_harmless(reason))
+        try:
+            files.make_folder(folder)
+            target = _free(folder / path.name)
+            note = {"error": reason.envelope(), "file": target.name, "client": client, "at": self._wall().isoformat()}
+            files.write(target.with_name(f"{target.name}.reason.json"), json.dumps(note, indent=2).encode() + b"\n")
+            if identity is None or _identity(path.lstat()) == identity:
+                files.move(path, target)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._give_up(path, identity, error)
+
+    def _give_up(self, path: Path, identity: Identity | None, error: OSError) -> None:
+        """Say it once and leave the file alone until it changes."""
+        log.error("a file cannot be moved out of the inbox", file=path.name, why=str(error))
+        self._stuck[path] = identity or (0, 0, 0, 0)
+
+
+def admit(item: Job | CancelRequest, config: Config) -> None:
+    """What a job may ask of this spool. Raises Rejected."""
+    audience = item.header.audience
+    if audience is not None and audience != config.name:
+        raise Forbidden(f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.")
+    if isinstance(item, Job) and item.spec.image_type not in (None, *config.image_types):
+        known = ", ".join(config.image_types) or "none"
+        raise InvalidJob(f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).")
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _free(path: Path) -> Path:
+    """A name that is not taken: x.json, x.2.json, x.3.json …"""
+    candidate, number = path, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    return candidate
+
+
+def _harmless(reason: Rejected) -> str:
+    """What may stand in a log: which fields are wrong, not what the client wrote in them."""
+    if isinstance(reason, Unauthorized) or not isinstance(reason.detail, list):
+        return str(reason)
+    return ", ".join(str(problem.get("field")) for problem in reason.detail)

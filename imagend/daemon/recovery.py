@@ -1,0 +1,66 @@
+"""After any death, ours, a worker's or the machine's: every job in its right place again. Runs before anything else.
+
+pending  active  outputs  done   means                                    what happens
+   +       -        -       -    queued                                   nothing
+   -       +        -       -    died during an attempt                   requeued, failed when attempts are used up,
+                                                                          cancelled when that was wished
+   -       +        +       -    died between publish and finish          finished
+   +       -        +       -    ended while queued, died before finish   finished
+   -       -        +       +    ended                                    nothing
+   two of pending, active, done  the disk kept both ends of a rename      the later place is true
+A file in both inbox and pending died between accept's two steps: it is accepted again, which does nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from imagend.daemon.ending import Ending, load
+from imagend.daemon.retry import worth_another_attempt
+from imagend.errors import DaemonDied, Rejected
+from imagend.job import Outcome, Ref
+from imagend.messages import Failure
+from imagend.outputs import Outputs
+from imagend.spool import Spool, State
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Queued:
+    ref: Ref
+    priority: int
+
+
+def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -> list[Queued]:
+    """Put things right and return the pending jobs in the order in which they were accepted."""
+    spool.sweep()
+    for ticket in spool.tickets(State.ACTIVE) + spool.tickets(State.PENDING):
+        if outputs.ended(ticket.ref):
+            log.info("finished what a crash left", job=str(ticket.ref))
+            ending.finish_again(ticket.ref)
+    for ticket in spool.tickets(State.ACTIVE):
+        _settle(ticket.ref, spool, ending, max_attempts)
+    queued = []
+    for ticket in spool.tickets(State.PENDING):
+        try:
+            queued.append(Queued(ticket.ref, load(spool, ticket.ref).header.priority))
+        except Rejected as reason:
+            ending.end(ticket.ref, Outcome.FAILED, failure=Failure.of(reason))
+    outputs.sweep({entry.ref for entry in queued})
+    return queued
+
+
+def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:
+    """A job that was running when the daemon died."""
+    attempts = spool.attempts(ref)
+    failure = Failure.of(DaemonDied(attempts))
+    if spool.cancel_wanted(ref):
+        ending.end(ref, Outcome.CANCELLED)
+    elif worth_another_attempt(failure, attempts, max_attempts):
+        log.warning("requeued after a crash", job=str(ref), attempts=attempts)
+        spool.requeue(ref, failure.error["message"])
+    else:
+        ending.end(ref, Outcome.FAILED, failure=failure)

@@ -1,0 +1,117 @@
+"""The places where workers stand. Workers come and go; slots stay."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from imagend.config import Config
+from imagend.daemon.executor import Executor
+from imagend.daemon.retry import restart_delay_s
+from imagend.errors import ImagendError, TimeLimit, WorkerDied, WorkerSilent
+from imagend.job import Generate, Job, Ref
+from imagend.messages import Cancel, Progress
+
+NEVER = float("inf")
+
+
+@dataclass
+class Running:
+    """A job in a worker's hands. `spec` has every default filled in; `until` is when its time is up."""
+
+    job: Job
+    spec: Generate
+    attempt: int
+    accepted_at: datetime
+    started_at: datetime
+    until: float
+    progress: Progress | None = None
+    cancelled: bool = False
+
+
+@dataclass
+class Slot:
+    """A slot is down, booting, idle or busy; which one follows from its fields."""
+
+    name: str
+    device: str
+    up: bool = False
+    ready: bool = False
+    running: Running | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    deaths: int = 0  # in a row, without an ended job between them
+    deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
+    killed: ImagendError | None = None  # why, if it was us
+
+    @property
+    def state(self) -> str:
+        if not self.up:
+            return "down"
+        return "booting" if not self.ready else "busy" if self.running else "idle"
+
+    def tend(self, executor: Executor, config: Config, now: float) -> None:
+        """Start what is down and due, kill what is silent or late. Called at every look around."""
+        if self.state == "down" and now >= self.deadline:
+            self.up, self.deadline = True, now + config.boot_limit_s
+            executor.start(self.name)
+        elif self.state == "booting" and now > self.deadline:
+            self._kill(executor, WorkerSilent(self.name, config.boot_limit_s))
+        elif self.running and now > self.running.until:
+            self._kill(executor, TimeLimit(config.time_limit_s))
+        elif self.running and now > self.deadline:
+            self._kill(executor, WorkerSilent(self.name, config.silence_limit_s))
+
+    def _kill(self, executor: Executor, why: ImagendError) -> None:
+        self.killed, self.deadline = why, NEVER
+        if self.running:
+            self.running.until = NEVER
+        executor.kill(self.name)  # Died will follow
+
+    def holds(self, ref: Ref) -> bool:
+        return self.running is not None and self.running.job.ref == ref
+
+    def take(self, running: Running, config: Config, now: float) -> None:
+        self.running, self.deadline = running, now + config.silence_limit_s
+
+    def progressed(self, progress: Progress, config: Config, now: float) -> None:
+        if self.running is None:
+            return
+        self.running.progress = progress
+        if not self.running.cancelled and self.killed is None:  # these set a deadline that progress must not move
+            self.deadline = now + config.silence_limit_s
+
+    def cancel(self, executor: Executor, config: Config, now: float) -> None:
+        """Ask the worker to stop the job it holds; tend() kills it if it does not listen."""
+        if self.running and not self.running.cancelled:
+            self.running.cancelled, self.deadline = True, now + config.cancel_grace_s
+            executor.send(self.name, Cancel(job=self.running.job.ref))
+
+    def let_go(self) -> Running | None:
+        running, self.running = self.running, None
+        return running
+
+    def ended(self) -> Running | None:
+        self.deaths = 0
+        return self.let_go()
+
+    def died(self, now: float) -> Running | None:
+        """Empty the slot and hand back the job it held, if any."""
+        self.deaths += 1
+        self.up = self.ready = False
+        self.deadline = now + restart_delay_s(self.deaths)
+        return self.let_go()
+
+    def cause_of_death(self, exit_status: int, attempt: int) -> ImagendError:
+        cause, self.killed = self.killed or WorkerDied(self.name, describe(exit_status), attempt), None
+        return cause
+
+
+def describe(exit_status: int) -> str:
+    """An exit status in words, as subprocess gives it: negative for a signal."""
+    if exit_status >= 0:
+        return f"exit status {exit_status}"
+    try:
+        return signal.Signals(-exit_status).name
+    except ValueError:
+        return f"signal {-exit_status}"

@@ -1,0 +1,211 @@
+"""Every error imagend raises on purpose, sorted by who must act.
+
+ImagendError
+├── Rejected     the sender, before the file was a job   → rejected/<name>.reason.json
+│   ├── Unauthorized (Unsigned), Forbidden, Expired, TooLarge, UnknownJob
+│   └── InvalidJob, CannotVerify
+├── JobFailed    the sender, after the job was tried      → manifest: failed
+│   ├── UnknownModel, BrokenModel, PromptTooLong, UnsupportedSetting
+│   └── OutOfMemory, MissingOutput, TimeLimit, Bug
+├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
+│   └── WorkerDied, WorkerSilent, DaemonDied
+└── Fatal        the operator                             → exit status, status.json
+    ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable
+    └── UsageError, Unreachable
+
+`Interrupt` is no error: it unwinds a job that was cancelled, and like trio's Cancelled it passes `except Exception`.
+
+A class's docstring is its message, filled with the arguments it was raised with, and names the remedy. `code` and
+`status` are what clients see (the HTTP status the error would have had).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ImagendError(Exception):
+    """{}"""
+
+    code: ClassVar[str] = "INTERNAL"
+    status: ClassVar[int] = 500
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, *args: object, detail: Any = None) -> None:
+        super().__init__(*args)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return " ".join((type(self).__doc__ or "{}").split()).format(*self.args)
+
+    def envelope(self) -> dict[str, Any]:
+        """`{"code", "message", "detail", "status"}`: how an error looks in every file a client reads."""
+        return {"code": self.code, "message": str(self), "detail": self.detail, "status": self.status}
+
+
+class Rejected(ImagendError):
+    """{}"""
+
+
+class Unauthorized(Rejected):
+    """{}"""
+
+    code, status = "UNAUTHORIZED", 401
+
+
+class Unsigned(Unauthorized):
+    """The file does not end in a signature, so nobody can be asked whether it is complete: its last bytes must be
+    ,"signature":"<base64>"}} as `imagend submit` writes them. Write to a name that starts with a dot, then rename."""
+
+
+class Forbidden(Rejected):
+    """{}"""
+
+    code, status = "FORBIDDEN", 403
+
+
+class UnknownJob(Rejected):
+    """No job {} of {} is known here. List yours with: imagend status"""
+
+    code, status = "JOB_NOT_FOUND", 404
+
+
+class Expired(Rejected):
+    """{}"""
+
+    code, status = "EXPIRED", 410
+
+
+class TooLarge(Rejected):
+    """The file has {} bytes; a job file may have at most {}. Shorten the prompt."""
+
+    code, status = "PAYLOAD_TOO_LARGE", 413
+
+
+class InvalidJob(Rejected):
+    """{}"""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class CannotVerify(Rejected):
+    """imagend's host cannot check {} signatures now: {}. Tell its operator and send the job again, or sign with
+    Ed25519."""
+
+    code, status = "UNAVAILABLE", 503
+
+
+class JobFailed(ImagendError):
+    """{}"""
+
+
+class UnknownModel(JobFailed):
+    """No model named {!r} under models/. Known models: {}. Put the model there or correct the field `model`."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class BrokenModel(JobFailed):
+    """The model {!r} cannot be loaded: {}. Install its files again."""
+
+    code, status = "MODEL_UNUSABLE", 500
+
+
+class PromptTooLong(JobFailed):
+    """{} has {} tokens; at most {} are possible. Shorten it."""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class UnsupportedSetting(JobFailed):
+    """{}"""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class OutOfMemory(JobFailed):
+    """The device {} ran out of memory at {}x{} pixels. Ask for a smaller width and height."""
+
+    code, status = "OUT_OF_MEMORY", 507
+
+
+class MissingOutput(JobFailed):
+    """The worker named the output {!r} but did not write it as told. This is a bug in imagend: please report it."""
+
+
+class TimeLimit(JobFailed):
+    """The job ran longer than {:g} s (time_limit_s in config.yaml). Ask for fewer pictures or steps."""
+
+    code, status = "TIMEOUT", 504
+
+
+class Bug(JobFailed):
+    """imagend met a bug while painting ({}). The daemon's log has the details: please report it."""
+
+
+class TryAgain(ImagendError):
+    """{}"""
+
+
+class WorkerDied(TryAgain):
+    """Worker {} died ({}) {} times while this job ran. See the daemon's log for its last words."""
+
+    code, status = "WORKER_DIED", 500
+
+
+class WorkerSilent(TryAgain):
+    """Worker {} reported no progress for {:g} s (silence_limit_s in config.yaml) and was killed."""
+
+    code, status = "TIMEOUT", 504
+
+
+class DaemonDied(TryAgain):
+    """The daemon or its machine went down {} times while this job ran. See the log of those moments."""
+
+    code, status = "WORKER_DIED", 500
+
+
+class Fatal(ImagendError):
+    """{}"""
+
+    exit_status = 70  # EX_SOFTWARE
+
+
+class BadConfig(Fatal):
+    """{}: {}. Correct it, then run: imagend check"""
+
+    code, exit_status = "BAD_CONFIG", 78  # EX_CONFIG: systemd must not restart into the same mistake
+
+
+class BadKeys(Fatal):
+    """{}: {}. Correct the file; `man ssh-keygen`, section ALLOWED SIGNERS, describes its format."""
+
+    code, exit_status = "BAD_KEYS", 78
+
+
+class SpoolLocked(Fatal):
+    """Another imagend (pid {}) already serves {}. Stop it first, or give this one another spool in config.yaml."""
+
+    code, exit_status = "SPOOL_LOCKED", 69  # EX_UNAVAILABLE
+
+
+class SpoolUnusable(Fatal):
+    """{}: {}. Run: imagend check"""
+
+    code, exit_status = "SPOOL_UNUSABLE", 74  # EX_IOERR
+
+
+class UsageError(Fatal):
+    """{}"""
+
+    code, exit_status = "USAGE", 64  # EX_USAGE
+
+
+class Unreachable(Fatal):
+    """{}"""
+
+    code, exit_status = "UNREACHABLE", 69
+
+
+class Interrupt(BaseException):
+    """Unwinds a job between two steps because it was cancelled or the worker was told to stop. Let it pass."""

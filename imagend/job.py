@@ -1,0 +1,267 @@
+"""What a job is: its file, its fields and their ranges, and the manifest it ends with. Pure data: no disk, no clock.
+
+A job file is one flat JSON object: the fields of `Header` and those of its kind's spec class side by side.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from imagend import prompt as prompts
+from imagend import schedulers
+from imagend.prompt import PromptSyntax
+
+JOB_SCHEMA = "imagend.job/v1"
+MAX_JOB_BYTES = 64 * 1024
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
+MAX_PICTURES = 64
+DEFAULT_LIFETIME = timedelta(hours=24)
+MAX_LIFETIME = timedelta(days=7)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Ref(NamedTuple):
+    """Which job: its client (the principal who signed it) and its id. Also its folder and file name in every shelf."""
+
+    client: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.client}/{self.id}"
+
+
+class Kind(enum.StrEnum):
+    """One kind = one spec class below = one module in imagend/worker/ of the same name."""
+
+    GENERATE = "generate"
+
+
+class Outcome(enum.StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Frozen(BaseModel):
+    """Never changes, refuses fields it does not know, converts nothing silently, holds no NaN and no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _aware(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("needs a time zone: write it as 2026-11-20T15:00:00Z")
+    return moment
+
+
+def _scheduler(name: str) -> str:
+    try:
+        schedulers.choose(name)
+    except KeyError:
+        raise ValueError(f"is not a known scheduler; known are: {', '.join(schedulers.NAMES)}") from None
+    return name
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+Moment = Annotated[datetime, AfterValidator(_aware)]
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
+
+
+class Header(Frozen):
+    """What every job file says about itself."""
+
+    schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
+    kind: Literal["generate", "cancel"] = Field(description="What to do. `cancel` takes one more field: `job`, an id.")
+    issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
+    expires_at: Moment | None = Field(
+        None, description="Accepted until then; 24 hours after issued_at if left out, at most 7 days after it."
+    )
+    audience: str | None = Field(
+        None, pattern=NAME, description="The name of the one spool that may accept the job (`name` in its config.yaml)."
+    )
+    nonce: str | None = Field(
+        None, max_length=128, description="Any text; makes two jobs that are otherwise alike two jobs."
+    )
+    priority: int = Field(5, ge=0, le=9, description="Higher goes first; jobs of one priority go in order of arrival.")
+    label: Annotated[str, AfterValidator(_printable)] | None = Field(
+        None, max_length=200, description="Your own name for the job, repeated in its manifest."
+    )
+
+    @property
+    def deadline(self) -> datetime:
+        return self.expires_at or self.issued_at + DEFAULT_LIFETIME
+
+    @model_validator(mode="after")
+    def _lifetime(self) -> Header:
+        if not timedelta(0) < self.deadline - self.issued_at <= MAX_LIFETIME:
+            raise ValueError("expires_at must be later than issued_at and at most 7 days after it")
+        return self
+
+
+class Generate(Frozen):
+    """Text to picture. Names and meanings are those of diffusers' StableDiffusionXLPipeline."""
+
+    prompt: str = Field(description="What to paint; to 4,096 tokens.")
+    negative_prompt: str | None = Field(
+        None, description="What not to paint; to 4,096 tokens. Left out, it is nothing at all (zeros), as in diffusers."
+    )
+    prompt_syntax: PromptSyntax = Field(
+        PromptSyntax.COMPEL,
+        description="How weights are written: compel `(red)1.3 hat++`, a1111 `(red:1.3) [hat] BREAK`, or plain (none).",
+    )
+    model: str | None = Field(
+        None,
+        pattern=NAME,
+        description="A folder name under models/diffusers/; default_model of config.yaml if left out.",
+    )
+    width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
+    height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
+    num_inference_steps: int = Field(30, ge=1, le=150, description="Denoising steps.")
+    guidance_scale: float = Field(
+        5.0, ge=0.0, le=30.0, description="How closely to follow the prompt; 1 or less: no guidance."
+    )
+    scheduler: Annotated[str, AfterValidator(_scheduler)] | None = Field(
+        None, description="A diffusers class or an AUTOMATIC1111 sampler name; the model's own if left out."
+    )
+    seed: Seed | None = Field(
+        None, description="Picture i is painted from seed + i. Left out, it follows from the job's id."
+    )
+    seeds: tuple[Seed, ...] | None = Field(
+        None, min_length=1, max_length=MAX_PICTURES, description="One seed per picture, instead of seed and count."
+    )
+    count: int | None = Field(None, ge=1, le=MAX_PICTURES, description="How many pictures; 1 if left out.")
+    clip_skip: int | None = Field(
+        None,
+        ge=0,
+        le=30,
+        description="Diffusers' meaning: how many more layers of the text encoders to skip. Left out, the penultimate "
+        "layer is used, which A1111 calls 2; A1111's n is n - 2 here.",
+    )
+    image_type: str | None = Field(
+        None, pattern=NAME, description="A preset of size and prompt affixes from config.yaml: character, background."
+    )
+    metadata: Literal["full", "none"] = Field(
+        "full", description="Whether the PNG carries prompt and settings. It is marked as AI-made either way."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Generate:
+        if self.seeds is not None and (self.seed is not None or self.count not in (None, len(self.seeds))):
+            raise ValueError("seeds replaces seed and count: give either seeds, or seed and count")
+        if self.seed is not None and self.seed + (self.count or 1) - 1 > MAX_SEED:
+            raise ValueError(f"seed + count goes beyond the largest seed, {MAX_SEED}; use a smaller seed")
+        for field in ("prompt", "negative_prompt"):
+            try:
+                prompts.parse(getattr(self, field) or "", self.prompt_syntax)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+        return self
+
+
+class Cancel(Frozen):
+    """A wish that one of the client's own jobs stop. It comes through the same door but is never queued."""
+
+    job: JobId = Field(description="The id of the job to cancel.")
+
+
+SPECS: Mapping[str, type[Frozen]] = {"generate": Generate, "cancel": Cancel}
+
+
+class Job(Frozen):
+    """A verified job: who, which, and what."""
+
+    ref: Ref
+    header: Header
+    spec: Generate
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.header.kind)
+
+
+class CancelRequest(Frozen):
+    ref: Ref
+    header: Header
+
+
+class Artifact(Frozen):
+    """One published file."""
+
+    index: int
+    file: str
+    media_type: str = "image/png"
+    width: int
+    height: int
+    size: int
+    """bytes"""
+    sha256: str
+    pixels_sha256: str
+    """SHA-256 of the 8-bit RGB samples, row by row: the picture without its metadata."""
+    seed: int
+    seconds: float
+
+
+class Manifest(Frozen):
+    """The one file that says how a job ended. Its presence is the commit point."""
+
+    schema_: Literal["imagend.manifest/v1"] = Field("imagend.manifest/v1", alias="schema")
+    id: str
+    client: str
+    kind: str
+    outcome: Outcome
+    label: str | None = None
+    issued_at: datetime
+    accepted_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime
+    attempts: int
+    spec: dict[str, Any]
+    artifacts: tuple[Artifact, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    """seconds per stage of the attempt that ended the job"""
+    engine: dict[str, Any] | None = None
+    """what painted: imagend and library versions, device, model files and their SHA-256, scheduler configuration"""
+    error: dict[str, Any] | None = None
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+
+def schema_of_job_file() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of job files; `signature`, the last member, is added by signing."""
+    variants = []
+    for kind, spec in SPECS.items():
+        header, own = Header.model_json_schema(), spec.model_json_schema()
+        variants.append(
+            {
+                "title": kind,
+                "description": spec.__doc__,
+                "type": "object",
+                "properties": header["properties"]
+                | {"kind": {"const": kind}}
+                | own["properties"]
+                | {"signature": {"type": "string", "contentEncoding": "base64", "description": "SSHSIG, always last."}},
+                "required": [*header["required"], *own.get("required", ())],
+                "additionalProperties": False,
+                "$defs": header.get("$defs", {}) | own.get("$defs", {}),
+            }
+        )
+    definitions = {name: value for variant in variants for name, value in variant.pop("$defs").items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": JOB_SCHEMA,
+        "title": "imagend job file",
+        "oneOf": variants,
+        "$defs": definitions,
+    }

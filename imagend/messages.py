@@ -1,0 +1,93 @@
+"""What daemon and worker say to each other: JSON lines on a socket.
+
+Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, Ended. Each names its job, so that a late word
+cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not reach in here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from imagend.errors import ImagendError, TryAgain
+from imagend.job import Artifact, Frozen, Outcome, Ref
+
+MAX_LINE_BYTES = 1 << 20
+
+
+class Run(Frozen):
+    """Make one attempt at a job. `folder` is the only place on disk where the worker may write."""
+
+    type: Literal["run"] = "run"
+    job: Ref
+    kind: str
+    spec: dict[str, Any]
+    folder: str
+
+
+class Cancel(Frozen):
+    type: Literal["cancel"] = "cancel"
+    job: Ref
+
+
+class Stop(Frozen):
+    """Leave at the next step; what is painted stays in the draft."""
+
+    type: Literal["stop"] = "stop"
+
+
+class Ready(Frozen):
+    type: Literal["ready"] = "ready"
+    device: str
+    versions: dict[str, str]
+
+
+class Progress(Frozen):
+    """Heartbeat and progress in one. `step` counts from 0 to `steps` within picture `picture` of `pictures`."""
+
+    type: Literal["progress"] = "progress"
+    job: Ref
+    stage: str
+    picture: int = 0
+    pictures: int = 0
+    step: int = 0
+    steps: int = 0
+
+
+class Failure(Frozen):
+    """An error as data, fit for a pipe and for a manifest."""
+
+    error: dict[str, Any]
+    try_again: bool = False
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: ImagendError) -> Failure:
+        return cls(error=error.envelope(), try_again=isinstance(error, TryAgain))
+
+
+class Ended(Frozen):
+    """How an attempt ended. `timings` in seconds by stage; `engine` is what the manifest says of the painter."""
+
+    type: Literal["ended"] = "ended"
+    job: Ref
+    outcome: Outcome
+    artifacts: tuple[Artifact, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    engine: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+Message = Run | Cancel | Stop | Ready | Progress | Ended
+_adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+def encode(message: Message) -> bytes:
+    """One line, newline included."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Raises ValueError on anything that is not one of the six messages."""
+    return _adapter.validate_json(line)

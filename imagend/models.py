@@ -1,0 +1,93 @@
+"""models/: which models there are, their digests and native size. Names are keys into a listing, never paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imagend import files
+from imagend.errors import BrokenModel, UnknownModel
+
+EMBEDDED = "shapes-xl"
+_PIPELINES = ("StableDiffusionXLPipeline",)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A diffusers-format folder. `native_size` in pixels: what width and height are when a job gives none."""
+
+    name: str
+    path: Path
+    native_size: int
+
+
+@dataclass
+class Models:
+    root: Path
+    _digests: dict[tuple[int, int, int, int], str] = field(default_factory=dict)
+
+    def list(self) -> list[str]:
+        """Names of the folders under models/diffusers/ that hold an SDXL pipeline, sorted."""
+        found = (path.parent for path in (self.root / "diffusers").glob("*/model_index.json"))
+        return sorted(
+            path.name
+            for path in found
+            if not path.name.startswith(".") and _read(path / "model_index.json").get("_class_name") in _PIPELINES
+        )
+
+    def find(self, name: str) -> Model:
+        """Raises UnknownModel, which lists the known ones, or BrokenModel."""
+        known = self.list()
+        if name not in known:
+            raise UnknownModel(name, ", ".join(known) or "none")
+        path = self.root / "diffusers" / name
+        try:
+            sample_size = _read(path / "unet" / "config.json")["sample_size"]
+            levels = len(_read(path / "vae" / "config.json")["block_out_channels"])
+            return Model(name, path, int(sample_size) * 2 ** (levels - 1))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BrokenModel(name, f"unet/config.json or vae/config.json lacks {error}") from None
+
+    def digests(self, model: Model) -> dict[str, str]:
+        """SHA-256 of each weight file by its path in the model's folder; hashed once while it is unchanged."""
+        found = {}
+        for path in sorted(model.path.rglob("*.safetensors")):
+            status = path.stat()
+            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if key not in self._digests:
+                with path.open("rb") as file:
+                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(model.path).as_posix()] = self._digests[key]
+        return found
+
+    def install_embedded(self) -> bool:
+        """Put the model that imagend carries under models/diffusers/, where it is missing; True if it was."""
+        target = self.root / "diffusers" / EMBEDDED
+        package = Path(__file__).parent
+        carried = (package / EMBEDDED, package.parent / "models" / "diffusers" / EMBEDDED)  # a wheel's, a checkout's
+        source = next((path for path in carried if (path / "model_index.json").exists()), None)
+        if (target / "model_index.json").exists() or source is None:
+            return False
+        temporary = target.with_name(f".{EMBEDDED}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        files.make_folder(target.parent)
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("__pycache__"))
+        files.move(temporary, target)
+        return True
+
+
+def digest(digests: dict[str, str]) -> str:
+    """One SHA-256 for a model of several files: of its lines "<sha256>  <path>", as `sha256sum` prints them."""
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,122 @@
+"""outputs/: where results lie. outputs/<client>/<id>/ exists if and only if the job has ended.
+
+A worker paints into a draft, outputs/.drafts/<client>/<id>/, which outlives crashes: what is painted there stays.
+Nothing but publish() moves a draft out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from imagend import files
+from imagend.errors import MissingOutput
+from imagend.job import Artifact, Manifest, Ref
+
+MANIFEST = "manifest.json"
+RESULTS = "results.jsonl"
+_ARTIFACT = re.compile(r"[0-9]{4}\.png")
+_TAIL_BYTES = 1 << 20
+
+
+class Outputs:
+    def __init__(self, root: Path) -> None:
+        self.root, self._drafts = root, root / ".drafts"
+
+    def open(self) -> None:
+        files.make_folder(self._drafts)
+
+    def draft(self, ref: Ref) -> Path:
+        """The folder for a worker to write into; it may hold pictures of an earlier attempt."""
+        folder = self._drafts / ref.client / ref.id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def seal(self, ref: Ref, artifacts: Iterable[Artifact]) -> None:
+        """Check that each artifact is there as told and durable; drop all else. Raises MissingOutput."""
+        folder = self.draft(ref)
+        artifacts = tuple(artifacts)
+        for artifact in artifacts:
+            _check(folder, artifact)
+        for stray in {path.name for path in folder.iterdir()} - {artifact.file for artifact in artifacts}:
+            _discard(folder / stray)
+
+    def publish(self, ref: Ref, manifest: Manifest) -> None:
+        """Commit: from this rename on, the job has ended. Publishing again what is published does nothing."""
+        if self.ended(ref):
+            return
+        folder, target = self.draft(ref), self.root / ref.client / ref.id
+        files.write(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+        files.make_folder(target.parent)
+        files.move(folder, target)
+
+    def empty_draft(self, ref: Ref) -> None:
+        """Forget what was painted: a failed or cancelled job publishes no pictures."""
+        for path in self.draft(ref).iterdir():
+            _discard(path)
+
+    def ended(self, ref: Ref) -> bool:
+        return (self.root / ref.client / ref.id / MANIFEST).exists()
+
+    def manifest(self, ref: Ref) -> Manifest:
+        return Manifest.model_validate_json((self.root / ref.client / ref.id / MANIFEST).read_bytes())
+
+    def announce(self, manifest: Manifest) -> None:
+        """One line in results.jsonl, the feed that others follow with `tail -F`."""
+        line: dict[str, Any] = {
+            "id": manifest.id,
+            "client": manifest.client,
+            "kind": manifest.kind,
+            "outcome": manifest.outcome,
+            "label": manifest.label,
+            "ended_at": manifest.ended_at.isoformat(),
+            "manifest": f"{manifest.client}/{manifest.id}/{MANIFEST}",
+            "files": [artifact.file for artifact in manifest.artifacts],
+            "code": manifest.error["code"] if manifest.error else None,
+        }
+        files.append(self.root / RESULTS, json.dumps(line).encode())
+
+    def announced(self, ref: Ref) -> bool:
+        """Whether a crash came after announce(): the line, if any, is among the last of the feed."""
+        try:
+            with (self.root / RESULTS).open("rb") as feed:
+                feed.seek(max(0, feed.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                return any(json.dumps(ref.id).encode() in line and line.endswith(b"}\n") for line in feed)
+        except FileNotFoundError:
+            return False
+
+    def sweep(self, alive: set[Ref]) -> None:
+        """Remove the drafts of jobs that are neither queued nor running."""
+        for folder in self._drafts.glob("*/*"):
+            if Ref(folder.parent.name, folder.name) not in alive:
+                shutil.rmtree(folder)
+
+
+def _check(folder: Path, artifact: Artifact) -> None:
+    path = folder / artifact.file
+    if not _ARTIFACT.fullmatch(artifact.file) or not _is_regular(path):
+        raise MissingOutput(artifact.file)
+    files.sync(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != artifact.sha256:
+        raise MissingOutput(artifact.file)
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,142 @@
+"""Text to picture. One picture per pipeline call, each with a CPU generator of its own.
+
+So picture i does not depend on how many were asked for or how often the job was interrupted, and equals a plain
+diffusers call with the same arguments, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from imagend.errors import OutOfMemory
+from imagend.job import Artifact, Generate
+from imagend.worker import images
+from imagend.worker.encode import encode
+
+if TYPE_CHECKING:
+    from imagend.worker.main import Context
+
+
+def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
+    """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, Interrupt."""
+    spec = Generate.model_validate_json(json.dumps(spec_fields))
+    assert spec.model is not None
+    with context.timed("model_loading"):
+        pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
+        context.pipelines.set_scheduler(spec.scheduler)
+    context.engine.update(context.pipelines.describe())
+    try:
+        return _paint(spec, pipe, context)
+    except torch.OutOfMemoryError:
+        pass  # leave the except block first: its traceback keeps the tensors alive
+    torch.cuda.empty_cache()
+    raise OutOfMemory(context.pipelines.device, spec.width, spec.height)
+
+
+def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
+    assert spec.seeds is not None
+    drafts = Drafts(context.folder, _recipe(spec, context.engine))
+    embeddings: dict[str, torch.Tensor] | None = None
+    painted: list[Artifact | Future[Artifact]] = []
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
+        for index, seed in enumerate(spec.seeds):
+            if (known := drafts.find(index)) is not None:
+                painted.append(known)
+                continue
+            if embeddings is None:
+                context.progress("encoding", index, len(spec.seeds))
+                with context.timed("encoding"):
+                    embeddings = encode(pipe, spec.prompt, spec.negative_prompt, spec.prompt_syntax, spec.clip_skip)
+            start = time.perf_counter()
+            with context.timed("painting"):
+                image = _call(pipe, spec, index, seed, embeddings, context)
+            seconds = round(time.perf_counter() - start, 6)
+            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine))
+        with context.timed("saving"):
+            return tuple(one.result() if isinstance(one, Future) else one for one in painted)
+
+
+def _call(
+    pipe: Any, spec: Generate, index: int, seed: int, embeddings: dict[str, torch.Tensor], context: Context
+) -> Image.Image:
+    assert spec.seeds is not None
+    pictures, steps = len(spec.seeds), spec.num_inference_steps
+
+    def on_step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        context.progress("painting", index, pictures, step + 1, steps)
+        return tensors
+
+    context.progress("painting", index, pictures, 0, steps)
+    result = pipe(
+        **embeddings,
+        width=spec.width,
+        height=spec.height,
+        num_inference_steps=steps,
+        guidance_scale=spec.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=on_step_end,
+    )
+    image: Image.Image = result.images[0]
+    return image
+
+
+def _recipe(spec: Generate, engine: dict[str, Any]) -> str:
+    """A digest of all that decides the pixels: pictures of another recipe in the draft are painted again."""
+    return hashlib.sha256(json.dumps([spec.model_dump(mode="json"), engine], sort_keys=True).encode()).hexdigest()
+
+
+class Drafts:
+    """The pictures of a job in its draft folder: NNNN.png, and beside it .NNNN.json, which says what it is."""
+
+    def __init__(self, folder: Path, recipe: str) -> None:
+        self._folder, self._recipe = folder, recipe
+
+    def find(self, index: int) -> Artifact | None:
+        """The picture that an earlier attempt painted, if it is whole and of this recipe."""
+        path = self._folder / f"{index:04d}.png"
+        try:
+            note = json.loads(self._note(index).read_bytes())
+            artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
+            whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+        return artifact if whole and note["recipe"] == self._recipe else None
+
+    def save(
+        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
+    ) -> Artifact:
+        path = self._folder / f"{index:04d}.png"
+        pixels = images.pixels_sha256(image)
+        item = {
+            "spec": spec.model_dump(mode="json", exclude_none=True, exclude={"seeds"}) | {"seed": seed},
+            "index": index,
+            "pixels_sha256": pixels,
+            "engine": engine,
+        }
+        data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
+        artifact = Artifact(
+            index=index,
+            file=path.name,
+            width=image.width,
+            height=image.height,
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            pixels_sha256=pixels,
+            seed=seed,
+            seconds=seconds,
+        )
+        note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json")}
+        self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
+        return artifact
+
+    def _note(self, index: int) -> Path:
+        return self._folder / f".{index:04d}.json"

@@ -1,0 +1,82 @@
+"""Pictures to PNG files: infotext, imagend's own chunk, and the mark that says a machine made it.
+
+Infotext is AUTOMATIC1111's format, which most tools read; a prompt can spoof its fields by newlines, so the truth is in
+our own chunk and in the manifest. The mark is IPTC's DigitalSourceType in XMP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from imagend import __version__, schedulers
+from imagend.job import Generate
+
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+    "<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    "</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="w"?>'
+)
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """SHA-256 of the 8-bit RGB samples, row by row."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def save_png(image: Image.Image, path: Path, text: PngInfo) -> bytes:
+    """Write durably and in one step (a temporary name, fsync, rename); returns the file's bytes."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        image.save(file, format="PNG", pnginfo=text, compress_level=4)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    return path.read_bytes()
+
+
+def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, Any]) -> PngInfo:
+    """What goes into the PNG beside the pixels; with metadata "none" only the AI mark."""
+    text = PngInfo()
+    if spec.metadata == "full":
+        text.add_itxt("parameters", infotext(spec, seed, engine))
+        text.add_itxt("imagend", json.dumps(item, ensure_ascii=False))
+    text.add_itxt("XML:com.adobe.xmp", _XMP)
+    return text
+
+
+def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
+    """AUTOMATIC1111's three-part text: prompt, negative prompt, settings."""
+    scheduler, model = engine["scheduler"], engine["model"]
+    settings: dict[str, object] = {
+        "Steps": spec.num_inference_steps,
+        "Sampler": schedulers.sampler_name(scheduler["class"], scheduler["config"]),
+        "Schedule type": "Karras" if scheduler["config"].get("use_karras_sigmas") else None,
+        "CFG scale": f"{spec.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{spec.width}x{spec.height}",
+        "Model hash": model["sha256"][:10],
+        "Model": model["name"],
+        "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
+        "RNG": "CPU",
+        "Version": f"imagend {__version__}",
+    }
+    lines = [spec.prompt]
+    if spec.negative_prompt:
+        lines.append(f"Negative prompt: {spec.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value

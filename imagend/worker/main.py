@@ -1,0 +1,126 @@
+"""A worker: one job at a time, whatever happens. It knows no spool, and not how it is reached."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagend import __version__, messages
+from imagend.errors import Bug, ImagendError, Interrupt
+from imagend.job import Artifact, Outcome, Ref
+from imagend.messages import Cancel, Ended, Failure, Message, Progress, Ready, Run, Stop
+
+if TYPE_CHECKING:
+    from imagend.worker.pipelines import Pipelines
+
+
+class Context:
+    """What a kind may use besides its spec. `progress` is heartbeat and cancel point in one."""
+
+    def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None]) -> None:
+        self.job, self.folder, self.pipelines = run.job, Path(run.folder), pipelines
+        self.timings: dict[str, float] = {}
+        self.engine: dict[str, Any] = {}
+        self.interrupted = threading.Event()
+        self._say = say
+
+    def progress(self, stage: str, picture: int = 0, pictures: int = 0, step: int = 0, steps: int = 0) -> None:
+        """Say how far we are. Raises Interrupt when the job was cancelled or the worker is to stop."""
+        if self.interrupted.is_set():
+            raise Interrupt
+        self._say(Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a block to the job's timings."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - start, 6)
+
+
+class Worker:
+    def __init__(self, pipelines: Pipelines, say: Callable[[Message], None], package: str = "imagend.worker") -> None:
+        self._pipelines, self._say, self._package = pipelines, say, package
+        self._context: Context | None = None
+
+    def attempt(self, run: Run) -> Ended:
+        """Run one job and say how it ended."""
+        self._context = context = Context(run, self._pipelines, self._say)
+        try:
+            kind = importlib.import_module(f"{self._package}.{run.kind}")
+            artifacts: tuple[Artifact, ...] = kind.run(run.spec, context)
+            return self._ended(context, Outcome.SUCCEEDED, artifacts)
+        except Interrupt:
+            return self._ended(context, Outcome.CANCELLED)
+        except ImagendError as error:
+            failure = Failure.of(error)
+        except Exception as bug:
+            failure = Failure(error=Bug(type(bug).__name__).envelope(), traceback=traceback.format_exc())
+        finally:
+            self._context = None
+        return self._ended(context, Outcome.FAILED, failure=failure)
+
+    def cancel(self, ref: Ref) -> None:
+        """May come from another thread, and late: it must never hit the next job."""
+        context = self._context
+        if context is not None and context.job == ref:
+            context.interrupted.set()
+
+    def stop(self) -> None:
+        context = self._context
+        if context is not None:
+            context.interrupted.set()
+
+    def _ended(
+        self, context: Context, outcome: Outcome, artifacts: tuple[Artifact, ...] = (), failure: Failure | None = None
+    ) -> Ended:
+        return Ended(
+            job=context.job,
+            outcome=outcome,
+            artifacts=artifacts,
+            timings=context.timings,
+            engine=context.engine or None,
+            failure=failure,
+        )
+
+
+def serve(connection: socket.socket, pipelines: Pipelines, package: str = "imagend.worker") -> None:
+    """Serve at the end of a socket until told to stop, or until the daemon is gone."""
+    runs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+    stopping = threading.Event()
+
+    def say(message: Message) -> None:
+        connection.sendall(messages.encode(message))
+
+    def listen() -> None:
+        for line in connection.makefile("rb"):
+            match messages.decode(line):
+                case Run() as run:
+                    runs.put(run)
+                case Cancel(job=ref):
+                    worker.cancel(ref)
+                case Stop():
+                    stopping.set()
+                    worker.stop()
+                    runs.put(None)
+        os._exit(0)  # the daemon is gone; a new one must find the device free
+
+    worker = Worker(pipelines, say, package)
+    threading.Thread(target=listen, name="listen", daemon=True).start()
+    say(Ready(device=pipelines.device, versions={"imagend": __version__, **pipelines.versions}))
+    while (run := runs.get()) is not None:
+        ended = worker.attempt(run)
+        if stopping.is_set() and ended.outcome is Outcome.CANCELLED:
+            break  # not cancelled but released: say nothing, the daemon sees us go
+        say(ended)

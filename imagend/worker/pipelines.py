@@ -1,0 +1,104 @@
+"""The resident SDXL pipeline: loaded at the first job that needs it, kept after."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # their own import-time warnings; nobody here can act on them
+    import compel  # noqa: F401  imported now, so that the first job does not wait for it
+    import diffusers
+    import transformers
+    from diffusers import StableDiffusionXLPipeline
+
+from imagend import __version__, schedulers
+from imagend.errors import BrokenModel
+from imagend.models import Model, Models, digest
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+
+
+_DECIDING = ("torch", "diffusers", "transformers", "compel")  # what can change a picture's bits
+
+
+class Pipelines:
+    """One device and the model that is loaded on it."""
+
+    def __init__(self, device: str, models: Models) -> None:
+        self.device, self.models = device, models
+        self.dtype = torch.float32 if device == "cpu" else torch.float16
+        self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
+        self.model: Model | None = None
+        self.files: dict[str, str] = {}
+        self._pipe: Any = None
+        self._scheduler_config: dict[str, Any] = {}
+
+    def get(self, name: str, loading: Callable[[], None]) -> Any:
+        """The pipeline of a model; `loading` is called before a load, which takes seconds to minutes.
+
+        Raises UnknownModel, BrokenModel.
+        """
+        model = self.models.find(name)
+        if self._pipe is None or self.model != model:
+            loading()
+            self._load(model)
+        return self._pipe
+
+    def _load(self, model: Model) -> None:
+        self._pipe, self.model = None, None
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        try:
+            pipe = StableDiffusionXLPipeline.from_pretrained(
+                model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
+        pipe.set_progress_bar_config(disable=True)
+        self._pipe, self.model = pipe.to(self.device), model
+        self.files = self.models.digests(model)
+        self._scheduler_config = dict(pipe.scheduler.config)
+
+    def set_scheduler(self, name: str | None) -> None:
+        """Give the pipeline a fresh scheduler: the model's own, or `name` on the model's settings."""
+        if name is None:
+            cls, overrides = getattr(diffusers, str(self._scheduler_config["_class_name"])), {}
+        else:
+            choice = schedulers.choose(name)
+            cls, overrides = getattr(diffusers, choice.class_name), dict(choice.overrides)
+        self._pipe.scheduler = cls.from_config(self._scheduler_config, **overrides)
+
+    def describe(self) -> dict[str, Any]:
+        """What painted, for the manifest. JSON only."""
+        assert self.model is not None
+        config = {key: value for key, value in self._pipe.scheduler.config.items() if not key.startswith("_")}
+        return {
+            "device": self.device,
+            "device_name": _device_name(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "versions": {"imagend": __version__, **self.versions},
+            "model": {"name": self.model.name, "sha256": digest(self.files), "files": self.files},
+            "scheduler": {"class": type(self._pipe.scheduler).__name__, "config": _plain(config)},
+        }
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,69 @@
+"""Stand-ins that keep the real interfaces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from imagend.daemon.executor import Died, Heard, Mailbox
+from imagend.errors import UnsupportedSetting
+from imagend.job import Artifact, Outcome
+from imagend.messages import Cancel, Ended, Failure, Message, Ready, Run, Stop
+
+
+class FakeExecutor:
+    """Paints at once, in this process. The prompt says what shall happen: die, fail, or stay (until cancelled)."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self.runs: list[Run] = []
+
+    def slots(self) -> Mapping[str, str]:
+        return {"cpu0": "cpu"}
+
+    def start(self, worker: str) -> None:
+        self.mailbox.put(Heard(worker, Ready(device="cpu", versions={})))
+
+    def kill(self, worker: str) -> None:
+        self.mailbox.put(Died(worker, -9))
+
+    def send(self, worker: str, message: Message) -> None:
+        match message:
+            case Run():
+                self.runs.append(message)
+                self.attempt(worker, message)
+            case Cancel(job=ref):
+                self.mailbox.put(Heard(worker, Ended(job=ref, outcome=Outcome.CANCELLED)))
+            case Stop():
+                self.mailbox.put(Died(worker, 0))
+
+    def attempt(self, worker: str, run: Run) -> None:
+        match run.spec["prompt"]:
+            case "die":
+                self.mailbox.put(Died(worker, -11))
+            case "fail":
+                failure = Failure.of(UnsupportedSetting("no"))
+                self.mailbox.put(Heard(worker, Ended(job=run.job, outcome=Outcome.FAILED, failure=failure)))
+            case "stay":
+                pass
+            case _:
+                artifacts = tuple(paint(Path(run.folder), index, seed) for index, seed in enumerate(run.spec["seeds"]))
+                self.mailbox.put(Heard(worker, Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)))
+
+
+def paint(folder: Path, index: int, seed: int) -> Artifact:
+    """A picture that is none, but is on disk and told of as a worker does."""
+    data = f"picture of seed {seed}".encode()
+    (folder / f"{index:04d}.png").write_bytes(data)
+    return Artifact(
+        index=index,
+        file=f"{index:04d}.png",
+        width=8,
+        height=8,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        pixels_sha256=hashlib.sha256(data).hexdigest(),
+        seed=seed,
+        seconds=0.0,
+    )
