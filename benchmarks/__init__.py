@@ -1,0 +1,1 @@
+"""What imagend costs beside the pipeline's own time, as ratios and differences within one run."""

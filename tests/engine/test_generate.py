@@ -1,0 +1,264 @@
+"""What is painted: the same bits as plain diffusers, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from engine_conftest import EMBEDDED, Painter
+from PIL import Image
+
+from imagend.job import Outcome
+from imagend.messages import Progress
+
+PROMPT = "a large red circle on a blue background"
+QUICK = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 4.0}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def plainly(plain: Any, seed: int, scheduler: Any = None, **arguments: Any) -> np.ndarray:
+    """One plain diffusers call."""
+    plain.scheduler = scheduler or diffusers.EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler")
+    call = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 4.0, "width": 128, "height": 128} | arguments
+    return np.asarray(plain(**call, generator=torch.Generator("cpu").manual_seed(seed)).images[0])
+
+
+def test_a_picture_equals_a_plain_diffusers_call_bit_for_bit(painter: Painter, plain: Any, tmp_path: Path) -> None:
+    ended = painter.run(tmp_path, **QUICK, seed=7)
+    assert ended.outcome is Outcome.SUCCEEDED
+    assert (pixels(tmp_path / "0000.png") == plainly(plain, 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({"negative_prompt": ""}, {"negative_prompt": ""}),
+        ({"negative_prompt": "a green star"}, {"negative_prompt": "a green star"}),
+        ({"width": 192, "height": 96}, {"width": 192, "height": 96}),
+        ({"guidance_scale": 0.0}, {"guidance_scale": 0.0}),
+        ({"clip_skip": 0}, {"clip_skip": 0}),
+        ({"clip_skip": 1}, {"clip_skip": 1}),
+        ({"prompt_syntax": "plain"}, {}),
+        ({"prompt_syntax": "a1111"}, {}),
+    ],
+)
+def test_every_argument_means_what_it_means_in_diffusers(
+    painter: Painter, plain: Any, tmp_path: Path, fields: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    ended = painter.run(tmp_path, **(QUICK | fields), seed=3)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    assert (pixels(tmp_path / "0000.png") == plainly(plain, 3, **arguments)).all()
+
+
+def test_picture_i_does_not_depend_on_how_many_were_asked_for(painter: Painter, plain: Any, tmp_path: Path) -> None:
+    painter.run(tmp_path / "four", **QUICK, seed=10, count=4)
+    painter.run(tmp_path / "one", **QUICK, seeds=(12,))
+    four = pixels(tmp_path / "four" / "0002.png")
+    assert (four == pixels(tmp_path / "one" / "0000.png")).all()
+    assert (four == plainly(plain, 12)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "overrides"),
+    [
+        (
+            "DPM++ 2M Karras",
+            "DPMSolverMultistepScheduler",
+            {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"},
+        ),
+        ("Euler a", "EulerAncestralDiscreteScheduler", {}),
+        ("DDIMScheduler", "DDIMScheduler", {}),
+    ],
+)
+def test_schedulers_by_both_names(
+    painter: Painter, plain: Any, tmp_path: Path, name: str, scheduler: str, overrides: dict[str, Any]
+) -> None:
+    own = diffusers.EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler")
+    ended = painter.run(tmp_path / "a", **QUICK, seed=1, scheduler=name)
+    expected = plainly(plain, 1, getattr(diffusers, scheduler).from_config(own.config, **overrides))
+    assert (pixels(tmp_path / "a" / "0000.png") == expected).all()
+    assert ended.engine["scheduler"]["class"] == scheduler
+    painter.run(tmp_path / "b", **QUICK, seed=1)  # the next job has the model's own again
+    assert (pixels(tmp_path / "b" / "0000.png") == plainly(plain, 1)).all()
+
+
+def test_every_known_scheduler_paints(painter: Painter, tmp_path: Path) -> None:
+    from imagend import schedulers
+
+    for name in schedulers.NAMES:
+        ended = painter.run(tmp_path / name, **QUICK | {"width": 64, "height": 64}, seed=1, scheduler=name)
+        assert ended.outcome is Outcome.SUCCEEDED, (name, ended.failure)
+
+
+def test_what_the_prompt_says_is_what_is_seen(painter: Painter, tmp_path: Path) -> None:
+    painter.run(tmp_path, prompt=PROMPT, num_inference_steps=14, guidance_scale=4.0, seed=7)
+    image = pixels(tmp_path / "0000.png").astype(int)
+    red, blue = image[64, 64], image[4, 4]
+    assert red[0] > red[2] + 80
+    assert blue[2] > blue[0] + 80
+
+
+def test_progress_tells_every_step_and_stage(painter: Painter, tmp_path: Path) -> None:
+    painter.run(tmp_path, **QUICK, count=2)
+    told = [message for message in painter.said if isinstance(message, Progress)]
+    steps = [(one.picture, one.step) for one in told if one.stage == "painting"]
+    assert steps == [(picture, step) for picture in (0, 1) for step in (0, 1, 2, 3)]
+    assert {(one.pictures, one.steps) for one in told if one.stage == "painting"} == {(2, 3)}
+    assert "encoding" in {one.stage for one in told}
+
+
+def test_an_interrupted_job_paints_only_what_is_missing(painter: Painter, plain: Any, tmp_path: Path) -> None:
+    def interrupt(message: Any) -> None:
+        if isinstance(message, Progress) and (message.picture, message.step) == (1, 2):
+            painter.worker.stop()
+
+    painter.hear = interrupt
+    assert painter.run(tmp_path, **QUICK, seed=5, count=3).outcome is Outcome.CANCELLED
+    first = (tmp_path / "0000.png").stat()
+    assert not (tmp_path / "0001.png").exists()
+    painter.hear = None
+    ended = painter.run(tmp_path, **QUICK, seed=5, count=3)
+    assert (tmp_path / "0000.png").stat() == first  # not painted again
+    assert {one.picture for one in painter.said if isinstance(one, Progress) and one.stage == "painting"} == {1, 2}
+    assert [artifact.seed for artifact in ended.artifacts] == [5, 6, 7]
+    for index in range(3):
+        assert (pixels(tmp_path / f"{index:04d}.png") == plainly(plain, 5 + index)).all()
+
+
+@pytest.mark.parametrize("harm", ["torn picture", "torn note", "other recipe", "no note"])
+def test_a_draft_that_is_not_whole_or_not_ours_is_painted_again(
+    painter: Painter, plain: Any, tmp_path: Path, harm: str
+) -> None:
+    painter.run(tmp_path, **QUICK, seed=5)
+    picture, note = tmp_path / "0000.png", tmp_path / ".0000.json"
+    match harm:
+        case "torn picture":
+            picture.write_bytes(picture.read_bytes()[:-100])
+        case "torn note":
+            note.write_bytes(note.read_bytes()[:-100])
+        case "other recipe":
+            painter.run(tmp_path, **QUICK | {"num_inference_steps": 2}, seed=5)
+        case "no note":
+            note.unlink()
+            picture.write_bytes(b"")
+    painter.run(tmp_path, **QUICK, seed=5)
+    assert (pixels(picture) == plainly(plain, 5)).all()
+
+
+def test_cancel_takes_effect_at_the_next_step_and_spares_the_next_job(painter: Painter, tmp_path: Path) -> None:
+    from engine_conftest import REF
+
+    def cancel(message: Any) -> None:
+        if isinstance(message, Progress) and message.step == 1:
+            painter.worker.cancel(REF)
+
+    painter.hear = cancel
+    ended = painter.run(tmp_path / "a", **QUICK)
+    assert ended.outcome is Outcome.CANCELLED
+    assert max(one.step for one in painter.said if isinstance(one, Progress)) == 1
+    painter.hear = None
+    painter.worker.cancel(REF)  # late
+    assert painter.run(tmp_path / "b", **QUICK).outcome is Outcome.SUCCEEDED
+
+
+def test_the_artifact_says_what_is_on_disk(painter: Painter, tmp_path: Path) -> None:
+    ended = painter.run(tmp_path, **QUICK, seed=7)
+    (artifact,) = ended.artifacts
+    data = (tmp_path / artifact.file).read_bytes()
+    assert (artifact.size, artifact.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    image = Image.open(tmp_path / artifact.file)
+    assert image.size == (artifact.width, artifact.height) == (128, 128)
+    assert artifact.pixels_sha256 == hashlib.sha256(image.tobytes()).hexdigest()
+    assert ended.timings.keys() >= {"encoding", "painting", "saving"}
+    weights = EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors"
+    told = ended.engine["model"]["files"]["unet/diffusion_pytorch_model.safetensors"]
+    assert told == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert ended.engine["versions"].keys() >= {"imagend", "torch", "diffusers", "transformers", "compel"}
+
+
+def test_png_carries_infotext_our_chunk_and_the_ai_mark(painter: Painter, tmp_path: Path) -> None:
+    ended = painter.run(tmp_path, **QUICK, negative_prompt="a star, blurry", seed=7, scheduler="DPM++ 2M Karras")
+    text = Image.open(tmp_path / "0000.png").text  # type: ignore[attr-defined]
+    prompt, negative, settings = text["parameters"].split("\n")
+    assert (prompt, negative) == (PROMPT, "Negative prompt: a star, blurry")
+    assert settings.startswith(
+        "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 7, Size: 128x128,"
+    )
+    assert f"Model hash: {ended.engine['model']['sha256'][:10]}, Model: shapes-xl" in settings
+    assert ", RNG: CPU, " in settings
+    item = json.loads(text["imagend"])
+    assert (item["spec"]["seed"], item["pixels_sha256"]) == (7, ended.artifacts[0].pixels_sha256)
+    assert "digitalsourcetype/trainedAlgorithmicMedia" in text["XML:com.adobe.xmp"]
+
+
+def test_metadata_none_leaves_only_the_ai_mark(painter: Painter, tmp_path: Path) -> None:
+    painter.run(tmp_path, **QUICK, seed=7, metadata="none")
+    data = (tmp_path / "0000.png").read_bytes()
+    assert b"red circle" not in data
+    assert list(Image.open(tmp_path / "0000.png").text) == ["XML:com.adobe.xmp"]  # type: ignore[attr-defined]
+
+
+def test_out_of_memory_is_an_error_of_its_own_and_the_pipeline_lives(
+    painter: Painter, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter.run(tmp_path / "warm", **QUICK)
+    unet = painter.pipelines.get("shapes-xl", lambda: None).unet
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "forward", exhausted)
+        ended = painter.run(tmp_path / "a", **QUICK)
+    assert ended.failure.error["code"] == "OUT_OF_MEMORY"
+    assert "128x128" in ended.failure.error["message"]
+    painter.run(tmp_path / "b", **QUICK, seed=7)
+    assert (pixels(tmp_path / "b" / "0000.png") == plainly(plain, 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"clip_skip": 30}, "INVALID_PARAMETERS", "clip_skip"),
+        ({"prompt": "red " * 4200}, "INVALID_PARAMETERS", "4096"),
+        ({"negative_prompt": "red " * 4200}, "INVALID_PARAMETERS", "negative_prompt"),
+    ],
+)
+def test_what_only_the_model_can_refuse(
+    painter: Painter, tmp_path: Path, fields: dict[str, Any], code: str, words: str
+) -> None:
+    ended = painter.run(tmp_path, **(QUICK | fields))
+    assert ended.outcome is Outcome.FAILED
+    assert ended.failure.error["code"] == code
+    assert words in ended.failure.error["message"]
+    assert not ended.failure.try_again
+
+
+def test_a_prompt_of_4000_tokens_paints(painter: Painter, tmp_path: Path) -> None:
+    ended = painter.run(tmp_path, **QUICK | {"prompt": "red " * 4000, "num_inference_steps": 1})
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+
+
+def test_a_broken_model_names_itself_and_harms_nothing(painter: Painter, tmp_path: Path) -> None:
+    import shutil
+
+    from imagend.errors import BrokenModel
+    from imagend.models import Models
+    from imagend.worker.pipelines import Pipelines
+
+    broken = tmp_path / "models" / "diffusers" / "broken"
+    shutil.copytree(EMBEDDED, broken)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    pipelines = Pipelines("cpu", Models(tmp_path / "models"))
+    with pytest.raises(BrokenModel, match="broken"):
+        pipelines.get("broken", lambda: None)

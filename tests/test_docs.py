@@ -1,0 +1,94 @@
+"""The documents are true: tables equal the code, commands exist, the checkout's own config is the template."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from imagend import config as configuration
+from imagend.cli import COMMANDS
+from imagend.errors import ImagendError
+from imagend.job import SPECS, Generate, Header
+
+
+def fields_table(model: type[Any]) -> str:
+    """The fields of a model as docs/job.md shows them."""
+    schema = model.model_json_schema()
+    rows = ["| field | values | default | meaning |", "|---|---|---|---|"]
+    for name, field in schema["properties"].items():
+        required = name in schema.get("required", ())
+        default = "required" if required else f"`{_json(field.get('default'))}`"
+        rows.append(f"| `{name}` | {_values(field, schema)} | {default} | {field['description'].replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def _json(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    (option,) = options
+    if "$ref" in option:
+        option = schema["$defs"][option["$ref"].rpartition("/")[2]]
+    if "enum" in option:
+        return ", ".join(f"`{value}`" for value in option["enum"])
+    if "const" in option:
+        return f"`{option['const']}`"
+    if option.get("format") == "date-time":
+        return "RFC 3339 time"
+    words = {"integer": "whole number", "number": "number", "string": "text", "array": "list of whole numbers"}
+    limits = option if option["type"] != "array" else option["items"]
+    text = words[option["type"]]
+    if "minimum" in limits:
+        text += f", {limits['minimum']:g} to {limits['maximum']:d}" if limits["maximum"] > 1e6 else (
+            f", {limits['minimum']:g} to {limits['maximum']:g}"
+        )
+    if "multipleOf" in option:
+        text += f", a multiple of {option['multipleOf']}"
+    if "maxLength" in option:
+        text += f", at most {option['maxLength']} characters"
+    if "maxItems" in option:
+        text += f"; {option['minItems']} to {option['maxItems']} of them"
+    if "pattern" in option:
+        text += f" like `{option['pattern']}`"
+    return text
+
+
+@pytest.mark.parametrize("model", [Header, *SPECS.values()])
+def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
+    table = fields_table(model)
+    assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"
+
+
+def test_the_checkouts_config_is_the_template() -> None:
+    assert (REPOSITORY / "config.yaml").read_text() == configuration.template()
+
+
+def test_the_readme_shows_every_command_and_no_other() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    named = set(re.findall(r"\bimagend (\w+)", re.sub(r"(?s)[^`\n]*\bimagend (is|turns|and|the|uses)\b", "", readme)))
+    assert set(COMMANDS) <= named
+
+
+def test_every_error_code_is_explained() -> None:
+    text = (REPOSITORY / "docs" / "errors.md").read_text()
+
+    def classes(cls: type[ImagendError]) -> set[type[ImagendError]]:
+        return {cls}.union(*(classes(child) for child in cls.__subclasses__()))
+
+    for error in classes(ImagendError):
+        assert f"| {error.code} | {error.status} |" in text, (error.code, error.status)
+
+
+def test_the_example_in_the_job_reference_is_a_valid_job() -> None:
+    from imagend.jobfile import parse
+
+    text = (REPOSITORY / "docs" / "job.md").read_text()
+    for example in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
+        item = parse("alice", example.encode())
+        assert isinstance(item.ref.client, str)
+    assert Generate.model_fields
