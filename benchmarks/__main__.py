@@ -19,7 +19,6 @@ from benchmarks.overhead import bare_pipeline, per_job, per_picture
 from benchmarks.place import Place, daemon, place
 from benchmarks.queue import cycles_ms, filled
 
-
 JOBS = 200
 
 

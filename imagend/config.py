@@ -104,7 +104,10 @@ class Config(Frozen):
     file_grace_s: Seconds = Field(
         60.0, description="An unfinished file in an inbox is left alone until it has not changed for so long."
     )
-    heartbeat_s: Seconds = Field(1.0, description="status.json is rewritten at least this often.")
+    heartbeat_s: Seconds = Field(
+        5.0,
+        description="status.json is rewritten at least this often; readers take us for dead after three times that.",
+    )
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
 
     @field_validator("inboxes", mode="before")

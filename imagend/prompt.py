@@ -247,6 +247,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.events: list[_Event] = []
+        self._unclosed: set[int] = set()  # brackets known to be amiss: looked at once, not once for each around them
 
     def prompt(self) -> list[_Event]:
         """Everything; what is not well-formed is taken word by word."""
@@ -263,7 +264,7 @@ class _Reader:
         """What may have a weight: a bracket, a quote or a word. None, and no event, if there is none."""
         start = len(self.events)
         if self.text.startswith("(", position):
-            end = self._inside(position + 1, bracket=True)
+            end = None if position in self._unclosed else self._inside([(position, -1)])
         elif match := _QUOTED.match(self.text, position):
             end = match.end() if self._quoted(match[1]) else None
         elif match := _WORD.match(self.text, position):
@@ -297,32 +298,36 @@ class _Reader:
         self.events[start] = base ** min(len(weight), 999) if base else _factor(weight)
         return match.end()
 
-    def _inside(self, position: int, *, bracket: bool) -> int | None:
-        """What stands in a bracket, and the bracket's end; or, in quotes, to the end of the text. None if amiss."""
-        opened = [-1] if bracket else []
+    def _inside(self, opened: list[tuple[int, int]]) -> int | None:
+        """Read to the end of the first of the `opened` (position, event), or of the text if there is none.
+
+        None if anything is amiss.
+        """
+        position = opened[0][0] + 1 if opened else 0
         while (position := _skip(self.text, position)) < len(self.text):
             character = self.text[position]
             if character in ",.":
                 self.events.append(character)
                 position += 1
             elif character == "(":
-                opened.append(len(self.events))
+                opened.append((position, len(self.events)))
                 self.events.append(1.0)
                 position += 1
             elif character == ")" and opened:
-                position, start = position + 1, opened.pop()
+                position, start = position + 1, opened.pop()[1]
                 if start < 0:
                     return position
                 position = self._weigh(start, position, _AFTER_BRACKET)
             elif (end := self._weighted(position, bare_words=True)) is not None:
                 position = end
             else:
-                return None
-        return None if opened else position
+                break
+        self._unclosed.update(start for start, _ in opened)
+        return None if opened or position < len(self.text) else position
 
     def _quoted(self, content: str) -> bool:
         reader = _Reader(_unquoted(content))
-        well_formed = reader._inside(0, bracket=False) is not None
+        well_formed = reader._inside([]) is not None
         self.events += reader.events if content.strip() else [""]
         return well_formed
 

@@ -21,12 +21,12 @@ def fields_table(model: type[Any]) -> str:
     for name, field in schema["properties"].items():
         required = name in schema.get("required", ())
         default = "required" if required else f"`{_json(field.get('default'))}`"
-        rows.append(f"| `{name}` | {_values(field, schema)} | {default} | {field['description'].replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{name}` | {_values(field, schema)} | {default} | {field['description']} |")
     return "\n".join(rows)
 
 
 def _json(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "none" if value is None else str(value)
 
 
 def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -44,8 +44,10 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     limits = option if option["type"] != "array" else option["items"]
     text = words[option["type"]]
     if "minimum" in limits:
-        text += f", {limits['minimum']:g} to {limits['maximum']:d}" if limits["maximum"] > 1e6 else (
-            f", {limits['minimum']:g} to {limits['maximum']:g}"
+        text += (
+            f", {limits['minimum']:g} to {limits['maximum']:d}"
+            if limits["maximum"] > 1e6
+            else (f", {limits['minimum']:g} to {limits['maximum']:g}")
         )
     if "multipleOf" in option:
         text += f", a multiple of {option['multipleOf']}"

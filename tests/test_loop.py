@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from conftest import CLIENT, Home, run_until, run_until_idle, step
@@ -55,6 +57,28 @@ def test_a_stranger_cannot_swallow_a_job_by_signing_its_bytes_first(home: Home) 
     theirs = Ref("mallory", job_id("mallory", body))
     assert ref.id != theirs.id
     assert home.outcome(ref) == home.outcome(theirs) == "succeeded"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_an_inbox_may_lie_on_another_file_system_and_there_may_be_several(home: Home) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        far = Path(elsewhere, "inbox")
+        (far / "alice").mkdir(parents=True)
+        assert far.stat().st_dev != home.config.spool.parent.stat().st_dev
+        near, home.config = (
+            home.config.inboxes[0],
+            home.config.model_copy(update={"inboxes": (*home.config.inboxes, far)}),
+        )
+        body, bad = home.body(prompt="from afar"), home.body(prompt="refused", audience="elsewhere")
+        (far / "alice" / "a.json").write_bytes(home.seal(body))
+        (far / "alice" / "b.json").write_bytes(home.seal(bad))
+        here = home.drop()
+        run_until_idle(home.daemon())
+        assert home.outcome(Ref(CLIENT, job_id(CLIENT, body))) == home.outcome(here) == "succeeded"
+        assert (
+            json.loads((far.parent / "rejected/alice/b.json.reason.json").read_text())["error"]["code"] == "FORBIDDEN"
+        )
+        assert not (near.parent / "rejected").exists()
 
 
 def test_higher_priority_first_then_order_of_arrival(home: Home) -> None:

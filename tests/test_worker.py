@@ -115,6 +115,17 @@ def test_a_clean_stop_releases_and_the_next_start_paints(home: Home) -> None:
     assert home.manifest(ref)["attempts"] == 1
 
 
+def test_asked_twice_to_stop_the_daemon_does_not_wait_for_the_worker(home: Home) -> None:
+    ref = home.drop(prompt="hang")
+    daemon = home.daemon(local, stop_grace_s=600.0)
+    slot = daemon.slots["cpu0"]
+    run_until(daemon, lambda: slot.running is not None and slot.running.progress is not None)
+    daemon.mailbox.put(StopRequested())
+    end(daemon)  # the second one
+    assert home.where(ref) is State.PENDING
+    assert daemon.spool.attempts(ref) == 0
+
+
 def test_a_worker_that_never_gets_ready_is_started_again_with_growing_delay(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ class Sight:
     """How a job looks from outside. `state`: inbox, queued, running, ended, rejected or unknown."""
 
     state: str
+    alive: bool = True
+    """whether the daemon is"""
     worker: dict[str, Any] = field(default_factory=dict)
     position: int | None = None
     waiting: int = 0
@@ -35,21 +37,22 @@ def look(config: Config, ref: Ref) -> Sight:
     if manifest := read(config.outputs / ref.client / ref.id / MANIFEST):
         return Sight("ended", document=manifest)
     status = read(config.spool / STATUS)
-    for worker in status.get("workers", {}).values():
+    alive = daemon_alive(status)
+    for worker in status.get("workers", {}).values() if alive else ():
         if (worker.get("client"), worker.get("job")) == tuple(ref):
             return Sight("running", worker=worker)
     queue = status.get("queue", {})
     head = [Ref(entry["client"], entry["id"]) for entry in queue.get("head", ())]
     position = head.index(ref) + 1 if ref in head else None
     if any((config.spool / state / ref.client / f"{ref.id}.json").exists() for state in State):
-        return Sight("queued", position=position, waiting=queue.get("pending", 0))
+        return Sight("queued", alive, position=position, waiting=queue.get("pending", 0))
     if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
-        return Sight("inbox")
+        return Sight("inbox", alive)
     if reasons := [
         path for path in _places(config, ref, "{inbox}/../rejected/{client}{id}*.reason.json") if path.exists()
     ]:
         return Sight("rejected", document=read(max(reasons, key=lambda path: path.stat().st_mtime)))
-    return Sight("unknown")
+    return Sight("unknown", alive)
 
 
 def _places(config: Config, ref: Ref, pattern: str) -> list[Path]:

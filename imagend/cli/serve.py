@@ -8,8 +8,7 @@ import signal
 import threading
 
 from imagend import config as configuration
-from imagend import files, logs
-from imagend.config import Config
+from imagend import logs
 from imagend.errors import SpoolUnusable
 from imagend.models import Models
 from imagend.outputs import Outputs
@@ -36,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     doors = [Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes]
     executor = LocalExecutor(config.slots(), config.models, mailbox)
     try:
-        _open(config, spool, outputs)
+        spool.open()
+        outputs.open()
         daemon = Daemon(
             config=config,
             reload=lambda: configuration.load(path),
@@ -68,10 +68,3 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         spool.close()
     return 0
-
-
-def _open(config: Config, spool: Spool, outputs: Outputs) -> None:
-    for inbox in config.inboxes:
-        files.make_folder(inbox)
-    spool.open()
-    outputs.open()

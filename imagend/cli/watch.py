@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import Sight, daemon_alive, look, read
+from imagend.cli.look import Sight, look
 from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
-from imagend.spool import STATUS
 
 EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4}
 TIMED_OUT = 75
@@ -80,7 +79,7 @@ def _shower(as_json: bool, config: Config, ref: Ref) -> Callable[[Sight], None]:
     def show(sight: Sight) -> None:
         nonlocal shown
         ended = sight.state in ("ended", "rejected")
-        text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, config, steps=live)}"
+        text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, steps=live)}"
         if text == shown:
             return
         shown = text
@@ -110,11 +109,10 @@ def _json_shower(ref: Ref) -> Callable[[Sight], None]:
     return show
 
 
-def _sentence(sight: Sight, config: Config, steps: bool) -> str:
+def _sentence(sight: Sight, steps: bool) -> str:
     if sight.state == "running":
         return _progress(sight.worker, steps)
-    alive = daemon_alive(read(config.spool / STATUS))
-    note = "" if alive else "  (the daemon is not running; start it: imagend serve)"
+    note = "" if sight.alive else "  (the daemon is not running; start it: imagend serve)"
     match sight.state:
         case "queued" if sight.position:
             return f"queued, {sight.position} of {sight.waiting}{note}"

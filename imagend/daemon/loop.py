@@ -41,6 +41,9 @@ from imagend.spool import Spool
 
 log = structlog.get_logger()
 
+TICK_S = 1.0
+"""Deadlines are looked at this often when nothing happens."""
+
 
 class Daemon:
     def __init__(
@@ -93,9 +96,10 @@ class Daemon:
             self._changed = False
 
     def wait(self) -> None:
-        """Sleep until something happens or it is time for a heartbeat, then handle all that has happened."""
+        """Sleep until something happens or it is time to look around, then handle all that has happened."""
         try:
-            self.handle(self.mailbox.get(timeout=MIN_INTERVAL_S if self._changed else self.settings.config.heartbeat_s))
+            tick_s = min(TICK_S, self.settings.config.heartbeat_s)
+            self.handle(self.mailbox.get(timeout=MIN_INTERVAL_S if self._changed else tick_s))
             while True:
                 self.handle(self.mailbox.get_nowait())
         except queue.Empty:

@@ -21,7 +21,8 @@ def main() -> None:
     # The daemon's death closes the socket, which ends us; this is for a library call that never lets us notice.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    os.environ.update(quiet | {"HF_HUB_OFFLINE": "1"})  # before any library reads them
     from imagend.models import Models
     from imagend.worker.main import serve
     from imagend.worker.pipelines import Pipelines

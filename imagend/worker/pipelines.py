@@ -21,9 +21,7 @@ from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
 from imagend.models import Model, Models, digest
 
-transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
 
