@@ -14,6 +14,10 @@ else
     printf '\n\033[1m$ imagend serve &\033[0m   (its log: spool/demo.log)\n'
     imagend serve 2>spool/demo.log &
     trap 'kill $! 2>/dev/null; wait' EXIT
+    until imagend status >/dev/null 2>&1; do
+        kill -0 $! || { cat spool/demo.log >&2; exit 1; }
+        sleep 0.1
+    done
 fi
 
 step imagend submit generate --prompt "a large red circle on a blue background" \

@@ -42,6 +42,7 @@ _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "LCM": ("LCMScheduler", {}),
     "TCD": ("TCDScheduler", {}),
 }
+_NEEDED = {"PNDMScheduler": {"skip_prk_steps": True}}  # as Stable Diffusion has it; else fewer than 4 steps fail
 _KARRAS = ("Euler", "Heun", "LMS", "DPM2", "DPM2 a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ SDE", "UniPC")
 
 NAMES = tuple(
@@ -63,7 +64,7 @@ def choose(name: str) -> SchedulerChoice:
     """What `name` stands for. Raises KeyError when it is not one of NAMES (upper and lower case are the same)."""
     known = {candidate.lower(): candidate for candidate in NAMES}[name.lower()]
     if known in CLASSES:
-        return SchedulerChoice(known, MappingProxyType({}))
+        return SchedulerChoice(known, MappingProxyType(_NEEDED.get(known, {})))
     sampler, karras = known.removesuffix(" Karras"), known.endswith(" Karras")
     class_name, overrides = _SAMPLERS[sampler]
     return SchedulerChoice(class_name, MappingProxyType(overrides | ({"use_karras_sigmas": True} if karras else {})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Painter:
     def run(self, folder: Path, **fields: Any) -> Any:
         """Paint a job into a folder; the worker's Ended."""
         self.said = []
-        spec = complete(Generate(**fields), REF, Config(), self.models.find("shapes-xl"))
+        spec = complete(Generate.model_validate_json(json.dumps(fields)), REF, Config(), self.models.find("shapes-xl"))
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder))
         return self.worker.attempt(run)
