@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from imagend.errors import BadConfig
 from imagend.job import NAME, Frozen, Side
@@ -17,10 +17,19 @@ from imagend.job import NAME, Frozen, Side
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
 
-Folder = Annotated[Path, Field(strict=False)]
+
+def _path(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a path, such as /srv/imagend or spool")
+    return Path(value)
+
+
+Folder = Annotated[Path, BeforeValidator(_path)]
 Seconds = Annotated[float, Field(gt=0)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
-SlotName = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class ImageType(Frozen):
@@ -76,12 +85,12 @@ class Config(Frozen):
         description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
     )
     default_model: str = Field("shapes-xl", pattern=NAME, description="The model of jobs that name none.")
-    image_types: dict[str, ImageType] = Field(
+    image_types: dict[Name, ImageType] = Field(
         _IMAGE_TYPES,
         description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "
         "model's native size. What the job says itself wins; prefix and suffix are put around its prompt.",
     )
-    workers: dict[SlotName, Device] = Field(
+    workers: dict[Name, Device] = Field(
         {},
         description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
         "the CPU where there is none. A change needs a restart.",
@@ -113,7 +122,9 @@ class Config(Frozen):
     @field_validator("inboxes", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, list | tuple) or not value or len({str(item) for item in value}) < len(value):
+            raise ValueError("must be a list of different paths, such as [spool/inbox]")
+        return tuple(value)
 
     def slots(self) -> dict[str, str]:
         """Slot name → torch device."""
@@ -123,6 +134,18 @@ class Config(Frozen):
 
 # Keys that a running daemon cannot change: what it holds open, or where its workers stand.
 FIXED = ("spool", "inboxes", "outputs", "models", "workers")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, where yaml would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[object] = []
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value} stands twice: remove one")
+            keys.append(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def find(explicit: Path | None) -> Path:
@@ -138,10 +161,12 @@ def find(explicit: Path | None) -> Path:
 def load(path: Path) -> Config:
     """Read config.yaml; paths in the result are absolute. Raises BadConfig, naming key, value and remedy."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise BadConfig(path, "there is no such file; `imagend init` writes one, with every key explained") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise BadConfig(path, "its values are nested too deep") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or the 45th of a month
         raise BadConfig(path, " ".join(str(error).split())) from None
     if raw is None:
         raw = {}
@@ -161,13 +186,28 @@ def _absolute(config: Config, base: Path) -> Config:
     return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})
 
 
+_WORDS = {  # pydantic speaks Python
+    "dict_type": "must be keys and values, such as {gpu0: cuda:0}",
+    "model_type": "must be keys and values, such as {name: me}",
+    "string_type": "must be a text, such as imagend",
+    "int_type": "must be a whole number, such as 3",
+    "float_type": "must be a number, such as 60",
+}
+
+
 def _problems(error: ValidationError) -> Iterator[str]:
     for details in error.errors(include_url=False):
-        key = ".".join(map(str, details["loc"])) or "the file"
+        key = ".".join(str(part) for part in details["loc"] if part != "[key]") or "the file"
         if details["type"] == "extra_forbidden":
-            yield f"{key} is not a key; known keys are {', '.join(Config.model_fields)}"
+            yield f"{key} is not a key; known keys are {', '.join(_known(details['loc'][:-1]))}"
         else:
-            yield f"{key}: {details['input']!r}: {details['msg']}"
+            said = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
+            yield f"{key}: {details['input']!r}: {_WORDS.get(details['type'], said)}"
+
+
+def _known(at: tuple[int | str, ...]) -> Iterable[str]:
+    models: dict[object, type[BaseModel]] = {"image_types": ImageType, "client": Client}
+    return models.get(at[0], Config).model_fields if at else Config.model_fields
 
 
 def template(config: Config | None = None) -> str:

@@ -46,6 +46,9 @@ class ImagendError(Exception):
 class Rejected(ImagendError):
     """{}"""
 
+    client: str | None = None
+    """who signed the file, once that is known"""
+
 
 class Unauthorized(Rejected):
     """{}"""

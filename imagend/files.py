@@ -48,6 +48,25 @@ def write(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
+    """Write a new file in one step, durably; False if there is one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a crash's, of whatever mode
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync(path.parent)
+    return True
+
+
 def replace_hint(path: Path, data: bytes) -> None:
     """Replace path in one step, not durably: for what is stale after a crash anyway."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -100,8 +119,11 @@ def read_untrusted(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
             raise NotOrdinary(error.errno, "not a regular file", str(path)) from None
         raise
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):  # before fdopen(), which refuses folders and leaves fd open
             raise NotOrdinary(errno.EINVAL, "not a regular file", str(path))
-        return file.read(limit + 1), status
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(limit + 1), status
+    finally:
+        os.close(fd)

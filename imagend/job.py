@@ -6,11 +6,12 @@ A job file is one flat JSON object: the fields of `Header` and those of its kind
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from imagend import prompt as prompts
 from imagend import schedulers
@@ -23,6 +24,8 @@ MAX_PICTURES = 64
 DEFAULT_LIFETIME = timedelta(hours=24)
 MAX_LIFETIME = timedelta(days=7)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+JOB_ID = r"^[0-9a-f]{20}$"
+_RFC3339 = re.compile(r"2\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Ref(NamedTuple):
@@ -53,10 +56,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("needs a time zone: write it as 2026-11-20T15:00:00Z")
-    return moment
+def _moment(text: object) -> object:
+    """Stricter than pydantic, which takes "1763000000" too, and the year 9999, to which no lifetime can be added."""
+    try:
+        if isinstance(text, str) and _RFC3339.fullmatch(text):
+            return datetime.fromisoformat(text)
+    except ValueError:  # the 30th of February
+        pass
+    raise ValueError("must be a time with time zone, such as 2026-11-20T15:00:00Z")
 
 
 def _scheduler(name: str) -> str:
@@ -73,10 +80,10 @@ def _printable(text: str) -> str:
     return text
 
 
-Moment = Annotated[datetime, AfterValidator(_aware)]
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
+JobId = Annotated[str, Field(pattern=JOB_ID)]
 
 
 class Header(Frozen):
@@ -106,7 +113,7 @@ class Header(Frozen):
     @model_validator(mode="after")
     def _lifetime(self) -> Header:
         if not timedelta(0) < self.deadline - self.issued_at <= MAX_LIFETIME:
-            raise ValueError("expires_at must be later than issued_at and at most 7 days after it")
+            raise ValueError("expires_at: must be later than issued_at and at most 7 days after it")
         return self
 
 
@@ -159,9 +166,9 @@ class Generate(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Generate:
         if self.seeds is not None and (self.seed is not None or self.count not in (None, len(self.seeds))):
-            raise ValueError("seeds replaces seed and count: give either seeds, or seed and count")
+            raise ValueError("seeds: replaces seed and count; give either seeds, or seed and count")
         if self.seed is not None and self.seed + (self.count or 1) - 1 > MAX_SEED:
-            raise ValueError(f"seed + count goes beyond the largest seed, {MAX_SEED}; use a smaller seed")
+            raise ValueError(f"seed: goes beyond the largest seed, {MAX_SEED}, within count; use a smaller one")
         for field in ("prompt", "negative_prompt"):
             try:
                 prompts.parse(getattr(self, field) or "", self.prompt_syntax)
@@ -249,7 +256,7 @@ def schema_of_job_file() -> dict[str, Any]:
                 "description": spec.__doc__,
                 "type": "object",
                 "properties": header["properties"]
-                | {"kind": {"const": kind}}
+                | {"kind": {"const": kind, "description": header["properties"]["kind"]["description"]}}
                 | own["properties"]
                 | {"signature": {"type": "string", "contentEncoding": "base64", "description": "SSHSIG, always last."}},
                 "required": [*header["required"], *own.get("required", ())],

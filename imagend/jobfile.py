@@ -7,19 +7,51 @@ import json
 import math
 import re
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from imagend.errors import Expired, InvalidJob, TooLarge
-from imagend.job import MAX_JOB_BYTES, MAX_SEED, SPECS, Cancel, CancelRequest, Frozen, Generate, Header, Job, Ref
+from imagend.job import (
+    JOB_ID,
+    MAX_JOB_BYTES,
+    MAX_SEED,
+    NAME,
+    SPECS,
+    Cancel,
+    CancelRequest,
+    Frozen,
+    Generate,
+    Header,
+    Job,
+    Ref,
+)
 from imagend.signing import job_id
 
 MAX_DEPTH = 16
 CLOCK_SKEW = timedelta(minutes=5)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+MAX_PROBLEMS = 10
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that never ends is taken whole: linear time
 _BRACKET = re.compile(r"[\[\]{}]")
 _PRIVATE = frozenset({"prompt", "negative_prompt"})  # never repeated in a message, which may reach a log
+_NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
+_PATTERNS = {
+    NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
+    JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
+}
+_OTHERS_WORDS = {  # what other programs call our fields
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "n": "count",
+    "n_iter": "count",
+    "batch_size": "count",
+    "num_images_per_prompt": "count",
+    "checkpoint": "model",
+    "id": "job",
+}
 _HEADER = tuple(field.alias or name for name, field in Header.model_fields.items())
 Model = TypeVar("Model", bound=Frozen)
 
@@ -31,12 +63,12 @@ def parse(client: str, body: bytes) -> Job | CancelRequest:
     spec_class = SPECS.get(kind) if isinstance(kind, str) else None
     if spec_class is None:
         raise _invalid([_problem("kind", fields.get("kind"), f"must be one of: {', '.join(SPECS)}", "kind" in fields)])
-    problems: list[dict[str, Any]] = []
-    known = (*_HEADER, *spec_class.model_fields)
-    header = _build(Header, {k: v for k, v in fields.items() if k in _HEADER}, problems, known)
-    spec = _build(spec_class, {k: v for k, v in fields.items() if k not in _HEADER}, problems, known)
-    if problems or header is None or spec is None:
-        raise _invalid(problems)
+    errors: list[Any] = []
+    header = _build(Header, {k: v for k, v in fields.items() if k in _HEADER}, errors)
+    spec = _build(spec_class, {k: v for k, v in fields.items() if k not in _HEADER}, errors)
+    if errors or header is None or spec is None:
+        known = (*_HEADER, *spec_class.model_fields)
+        raise _invalid([_explain(dict(details), known) for details in errors[:MAX_PROBLEMS]], len(errors))
     if isinstance(spec, Cancel):
         return CancelRequest(ref=Ref(client, spec.job), header=header)
     assert isinstance(spec, Generate)
@@ -70,6 +102,8 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise InvalidJob(
             f"The file is not UTF-8 (byte {error.start}). Write it as UTF-8 without a byte order mark."
         ) from None
+    if text.startswith("\ufeff"):
+        raise InvalidJob("The file starts with a byte order mark. Write it as UTF-8 without one.")
     if _depth(text) > MAX_DEPTH:
         raise InvalidJob(f"The JSON is nested deeper than {MAX_DEPTH} levels. Job fields need at most 2.")
     try:
@@ -101,81 +135,101 @@ def _depth(text: str) -> int:
     return deepest
 
 
+class _Refused(NamedTuple):
+    """A number that cannot be one. The object that holds it knows its name."""
+
+    shown: str
+    problem: str
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise InvalidJob(
-            f"The name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object. Keep one."
-        )
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise _invalid([_problem(name, None, "stands twice in one object; keep one", given=False)])
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, _Refused):
+                raise _invalid([{"field": _shown(name), "value": item.shown, "problem": item.problem}])
+        result[name] = value
     return result
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | _Refused:
     if len(digits) > 17 or abs(value := int(digits)) > MAX_SEED:
-        raise InvalidJob(
-            f"The number {digits[:24]}{'…' if len(digits) > 24 else ''} is beyond ±{MAX_SEED} (2^53 - 1), which not"
-            " every JSON reader keeps exact. Use a smaller one."
-        )
+        why = f"is beyond ±{MAX_SEED} (2^53 - 1), which not every JSON reader keeps exact; use a smaller one"
+        return _Refused(_clipped(digits), why)
     return value
 
 
-def _number(digits: str) -> float:
+def _number(digits: str) -> float | _Refused:
     value = float(digits)
-    if not math.isfinite(value):
-        raise InvalidJob(f"The number {digits[:24]} is not finite. Use an ordinary number.")
-    return value
+    return value if math.isfinite(value) else _Refused(_clipped(digits), "is not finite; use an ordinary number")
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise InvalidJob(f"{name} is not JSON. Use an ordinary number.")
+def _no_constant(name: str) -> _Refused:
+    return _Refused(name, "is no number in JSON; use an ordinary one")
 
 
-def _build(
-    model: type[Model], fields: dict[str, Any], problems: list[dict[str, Any]], known: tuple[str, ...]
-) -> Model | None:
-    """The model, or None with its problems added. Validated as JSON: lists, dates and names of enums are taken."""
+def _build(model: type[Model], fields: dict[str, Any], errors: list[Any]) -> Model | None:
+    """The model, or None with its errors added. Validated as JSON: lists, dates and names of enums are taken."""
     try:
         return model.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        problems += [_explain(dict(details), known) for details in error.errors(include_url=False)]
+        errors += error.errors(include_url=False)
         return None
 
 
 def _explain(details: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
-    field = ".".join(map(str, details["loc"]))
+    field, value = ".".join(map(str, details["loc"])), details["input"]
     context = details.get("ctx", {})
     match details["type"]:
         case "missing":
-            return _problem(field, None, "is missing; every job needs it", given=False)
+            return _problem(field, None, "is missing; add it", given=False)
         case "extra_forbidden":
-            close = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known fields are: {', '.join(known)}"
-            return _problem(field, details["input"], f"is not a field; {hint}")
-        case "value_error" if not field:
-            return {"field": None, "problem": str(context["error"])}
+            meant = _OTHERS_WORDS.get(field.lower(), field)
+            close = [meant] if meant in known else difflib.get_close_matches(field[:64], known, n=1)
+            hint = f"perhaps you mean {close[0]}" if close else f"known fields are: {', '.join(known)}"
+            return _problem(field, None, f"is not a field; {hint}", given=False)  # its value may be a prompt
+        case "value_error" if not field:  # of several fields: the error names the one to change
+            field, _, problem = str(context["error"]).partition(": ")
+            return _problem(field, value.get(field), problem)
         case "value_error":
-            return _problem(field, details["input"], str(context["error"]))
+            return _problem(field, value, str(context["error"]))
         case "string_pattern_mismatch":
-            return _problem(field, details["input"], f"must match {context['pattern']}")
+            return _problem(field, value, _PATTERNS[context["pattern"]])
         case "int_from_float" | "int_type":
-            return _problem(field, details["input"], "must be a whole number, such as 7")
-        case "datetime_parsing" | "datetime_type" | "datetime_from_date_parsing":
-            return _problem(field, details["input"], "must be a time with time zone, such as 2026-11-20T15:00:00Z")
+            return _problem(field, value, "must be a whole number, such as 7")
+        case "string_too_long" | "too_long":
+            unit = "characters" if isinstance(value, str) else "entries"
+            return _problem(field, value, f"must have at most {context['max_length']} {unit}")
+        case "too_short":
+            return _problem(field, value, "is empty; leave it out, or give at least one")
     message = details["msg"].removeprefix("Input ")
-    return _problem(field, details["input"], message[0].lower() + message[1:])
+    return _problem(field, value, message[0].lower() + message[1:])
 
 
 def _problem(field: str, value: Any, problem: str, given: bool = True) -> dict[str, Any]:
     if not given or field in _PRIVATE:
-        return {"field": field, "problem": problem}
-    shown = json.dumps(value, ensure_ascii=True, default=str)
-    return {"field": field, "value": shown if len(shown) <= 60 else shown[:57] + "...", "problem": problem}
+        return {"field": _shown(field), "problem": problem}
+    return {
+        "field": _shown(field),
+        "value": _clipped(json.dumps(value, ensure_ascii=True, default=str)),
+        "problem": problem,
+    }
 
 
-def _invalid(problems: list[dict[str, Any]]) -> InvalidJob:
-    lines = [
-        " ".join(part for part in (f"{p['field']}:" if p["field"] else "", p.get("value", ""), p["problem"]) if part)
-        for p in problems
-    ]
+def _shown(field: str) -> str:
+    """A field's name as it may stand in a message: a stranger's may hold anything."""
+    return field if _NAME.fullmatch(field) else _clipped(json.dumps(field))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _invalid(problems: list[dict[str, Any]], count: int = 0) -> InvalidJob:
+    """`problems` are the first of `count`."""
+    lines = [" ".join(filter(None, (f"{p['field']}:", p.get("value"), p["problem"]))) for p in problems]
+    if count > len(problems):
+        lines.append(f"and {count - len(problems)} more")
     return InvalidJob("; ".join(lines) + ". Field by field: docs/job.md, or `imagend schema`.", detail=problems)

@@ -45,12 +45,13 @@ class Models:
         if name not in known:
             raise UnknownModel(name, ", ".join(known) or "none")
         path = self.root / "diffusers" / name
-        try:
-            sample_size = _read(path / "unet" / "config.json")["sample_size"]
-            levels = len(_read(path / "vae" / "config.json")["block_out_channels"])
-            return Model(name, path, int(sample_size) * 2 ** (levels - 1))
-        except (KeyError, TypeError, ValueError) as error:
-            raise BrokenModel(name, f"unet/config.json or vae/config.json lacks {error}") from None
+        sample_size = _read(path / "unet" / "config.json").get("sample_size")
+        channels = _read(path / "vae" / "config.json").get("block_out_channels")
+        if type(sample_size) is not int or sample_size < 1:
+            raise BrokenModel(name, "unet/config.json has no whole number `sample_size`")
+        if not isinstance(channels, list) or not channels:
+            raise BrokenModel(name, "vae/config.json has no list `block_out_channels`")
+        return Model(name, path, sample_size * 2 ** (len(channels) - 1))
 
     def digests(self, model: Model) -> dict[str, str]:
         """SHA-256 of each weight file by its path in the model's folder; hashed once while it is unchanged."""

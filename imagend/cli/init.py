@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import os
 import re
 from pathlib import Path
 
@@ -25,10 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     home: Path = arguments.folder
     path = arguments.config or home / "config.yaml"
-    _say(
-        _write(path, configuration.template(Config(client=Client(name=arguments.client or login_name()))).encode()),
-        path,
-    )
+    files.make_folder(path.parent)
+    text = configuration.template(Config(client=Client(name=arguments.client or login_name())))
+    _say(files.create(path, text.encode()), path)
     config = configuration.load(path)
     for folder in (
         config.spool,
@@ -61,8 +59,8 @@ def _make_keys(config: Config) -> None:
     public = private.with_name(f"{private.name}.pub")
     if not private.exists():
         key = Key.generate()
-        _write(private, key.private_bytes(config.client.name), mode=0o600)
-        _write(public, f"{key.public_line(config.client.name)}\n".encode())
+        files.create(private, key.private_bytes(config.client.name), mode=0o600)
+        files.create(public, f"{key.public_line(config.client.name)}\n".encode())
         _say(True, private)
     else:
         _say(False, private)
@@ -71,23 +69,7 @@ def _make_keys(config: Config) -> None:
         header = (
             "# Who may ask imagend: a line per client, NAME namespaces=... KEY. See: man ssh-keygen, ALLOWED SIGNERS\n"
         )
-        _say(_write(signers, f'{header}{config.client.name} namespaces="{NAMESPACE}" {line}\n'.encode()), signers)
-
-
-def _write(path: Path, data: bytes, mode: int = 0o644) -> bool:
-    """Write a new file; False if there is one."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:
-        files.make_folder(path.parent)
-        return _write(path, data, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    return True
+        _say(files.create(signers, f'{header}{config.client.name} namespaces="{NAMESPACE}" {line}\n'.encode()), signers)
 
 
 def _say(made: bool, path: Path) -> None:

@@ -77,6 +77,7 @@ class Door:
         self.hint = Event()
         self.looked_at = time.monotonic()
         self.trouble: str | None = None
+        self._trouble: str | None = None
         self._wall = wall or (lambda: datetime.now(UTC))
         self._waiting: dict[Path, tuple[Identity, float]] = {}
         self._stuck: dict[Path, Identity] = {}
@@ -94,14 +95,18 @@ class Door:
 
     def look(self, now: float) -> tuple[Arrival, ...]:
         """The next verified jobs, at most MAX_BATCH; what can never become one is rejected on the way."""
-        self.looked_at = now
+        self.looked_at, self._trouble = now, None
+        arrivals = self._arrivals(now)
+        self.trouble = self._trouble  # in one step: the loop's thread reads it
+        return arrivals
+
+    def _arrivals(self, now: float) -> tuple[Arrival, ...]:
         try:
             paths = list(self._candidates())
-            self.trouble = None
         except OSError as error:
             if self.trouble is None:
                 log.error("inbox cannot be read", inbox=str(self.inbox), why=str(error))
-            self.trouble = f"{self.inbox}: {error.strerror}"
+            self._cannot(self.inbox, error)
             return ()
         for memory in (self._waiting, self._stuck):
             for gone in memory.keys() - set(paths):
@@ -119,7 +124,8 @@ class Door:
         if verdict is None:
             self._remove(arrival)
         elif isinstance(verdict, Rejected):
-            self._reject(arrival.path, arrival.identity, verdict, arrival.item.ref.client)
+            verdict.client = arrival.item.ref.client
+            self._reject(arrival.path, arrival.identity, verdict)
 
     @property
     def stuck(self) -> int:
@@ -138,7 +144,10 @@ class Door:
                 continue
             try:
                 paths = sorted(Path(entry.path).iterdir())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:  # one client's folder must not close the inbox to the others
+                self._cannot(Path(entry.path), error)
                 continue
             yield from (path for path in paths if not path.name.startswith(".") and path.name != ATTACHMENTS)
 
@@ -149,7 +158,7 @@ class Door:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._reject(path, None, Unreadable(path.name, error.strerror))
+            self._cannot(path, error)
             return None
         if self._stuck.get(path) == identity or self._is_waiting(path, identity, now):
             return None
@@ -164,6 +173,8 @@ class Door:
                 self._waiting[path] = (identity, now)
         except Rejected as reason:
             self._reject(path, identity, reason)
+        except OSError as error:  # not the sender's fault: the disk, the network, our own limits
+            self._cannot(path, error)
         except Exception:  # no stranger's file may stop the daemon, not even one that finds a bug
             log.exception("a file in the inbox met a bug", file=path.name)
             self._reject(path, identity, DoorBug())
@@ -182,9 +193,7 @@ class Door:
             raw, status = files.read_untrusted(path, MAX_JOB_BYTES)
         except files.NotOrdinary:
             raise NotAFile(path.name) from None
-        except FileNotFoundError:
-            raise
-        except OSError as error:
+        except PermissionError as error:
             raise Unreadable(path.name, error.strerror) from None
         if len(raw) > MAX_JOB_BYTES:
             raise TooLarge(max(status.st_size, len(raw)), MAX_JOB_BYTES)
@@ -192,9 +201,13 @@ class Door:
             raise NotAJobName(path.name)
         now = self._wall()
         client, body = unseal(raw, self.policy.signers, now.timestamp())
-        item = jobfile.parse(client, body)
-        jobfile.check_window(item.header, now)
-        admit(item, self.policy.config)
+        try:
+            item = jobfile.parse(client, body)
+            jobfile.check_window(item.header, now)
+            admit(item, self.policy.config)
+        except Rejected as reason:
+            reason.client = client
+            raise
         return Arrival(path, _identity(status), raw, item)
 
     def _remove(self, arrival: Arrival) -> None:
@@ -207,50 +220,67 @@ class Door:
         except OSError as error:
             self._give_up(arrival.path, arrival.identity, error)
 
-    def _reject(self, path: Path, identity: Identity | None, reason: Rejected, client: str | None = None) -> None:
+    def _reject(self, path: Path, identity: Identity, reason: Rejected) -> None:
         """Move the file beside its inbox, with its reason; the reason is there first."""
         self._waiting.pop(path, None)
         folder = self.inbox.parent / REJECTED / path.parent.relative_to(self.inbox)
-        log.warning("rejected", file=path.name, code=reason.code, client=client, why=_harmless(reason))
+        log.warning("rejected", file=path.name, code=reason.code, client=reason.client, why=_harmless(reason))
         try:
             files.make_folder(folder)
-            target = _free(folder / path.name)
-            note = {"error": reason.envelope(), "file": target.name, "client": client, "at": self._wall().isoformat()}
-            files.write(target.with_name(f"{target.name}.reason.json"), json.dumps(note, indent=2).encode() + b"\n")
-            if identity is None or _identity(path.lstat()) == identity:
+            target = _free(folder, path.name)
+            at = self._wall().isoformat()
+            note = {"error": reason.envelope(), "file": target.name, "client": reason.client, "at": at}
+            files.write(_reason(target), json.dumps(note, indent=2).encode() + b"\n")
+            if _identity(path.lstat()) == identity:
                 files.move(path, target)
         except FileNotFoundError:
             return
         except OSError as error:
             self._give_up(path, identity, error)
 
-    def _give_up(self, path: Path, identity: Identity | None, error: OSError) -> None:
+    def _give_up(self, path: Path, identity: Identity, error: OSError) -> None:
         """Say it once and leave the file alone until it changes."""
         log.error("a file cannot be moved out of the inbox", file=path.name, why=str(error))
-        self._stuck[path] = identity or (0, 0, 0, 0)
+        self._stuck[path] = identity
+
+    def _cannot(self, path: Path, error: OSError) -> None:
+        """Something of ours is in the way: the operator is told, and it is tried again at each look."""
+        self._trouble = f"{path}: {error.strerror}. It is tried again; to find out what to do, run: imagend check"
 
 
 def admit(item: Job | CancelRequest, config: Config) -> None:
     """What a job may ask of this spool. Raises Rejected."""
     audience = item.header.audience
     if audience is not None and audience != config.name:
-        raise Forbidden(f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.")
+        raise Forbidden(
+            f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.",
+            detail=[{"field": "audience", "value": audience}],
+        )
     if isinstance(item, Job) and item.spec.image_type not in (None, *config.image_types):
         known = ", ".join(config.image_types) or "none"
-        raise InvalidJob(f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).")
+        raise InvalidJob(
+            f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).",
+            detail=[{"field": "image_type", "value": item.spec.image_type}],
+        )
 
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _free(path: Path) -> Path:
-    """A name that is not taken: x.json, x.2.json, x.3.json …"""
-    candidate, number = path, 1
-    while os.path.lexists(candidate):
+def _free(folder: Path, name: str) -> Path:
+    """A place that is not taken, nor its reason's: x.json, x.2.json … A name too long for `.reason.json` is cut."""
+    stem, suffix = (name[: -len(".json")], ".json") if name.endswith(".json") else (name, "")
+    stem = os.fsdecode(os.fsencode(stem)[:200])
+    candidate, number = folder / f"{stem}{suffix}", 1
+    while os.path.lexists(candidate) or os.path.lexists(_reason(candidate)):
         number += 1
-        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        candidate = folder / f"{stem}.{number}{suffix}"
     return candidate
+
+
+def _reason(path: Path) -> Path:
+    return path.with_name(f"{path.name}.reason.json")
 
 
 def _harmless(reason: Rejected) -> str:

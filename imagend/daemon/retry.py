@@ -13,4 +13,4 @@ def worth_another_attempt(failure: Failure, attempt: int, max_attempts: int) -> 
 
 def restart_delay_s(deaths: int) -> float:
     """Seconds to wait before starting a worker again, after `deaths` in a row without an ended job between them."""
-    return 0.0 if deaths <= 1 else min(MAX_DELAY_S, 2.0 ** (deaths - 1))
+    return 0.0 if deaths <= 1 else min(MAX_DELAY_S, 2.0 ** min(deaths - 1, 10))  # 2.0 ** 1024 is an OverflowError

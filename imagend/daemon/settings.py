@@ -18,8 +18,7 @@ from imagend.signers import AllowedSigners
 
 log = structlog.get_logger()
 
-_Version = tuple[int, int, int]
-_ABSENT: _Version = (0, 0, 0)
+_Version = tuple[int, ...]
 
 
 class Settings:
@@ -72,16 +71,15 @@ class KeyFile:
         """The table, if the file is another than last time. Raises BadKeys, once for each broken version of it."""
         try:
             status = self.path.stat()
-        except FileNotFoundError:
-            if self._version == _ABSENT:
-                return None
-            self._version = _ABSENT
-            raise BadKeys(self.path, "there is no such file; `imagend init` writes one") from None
-        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            version: _Version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        except OSError as error:
+            version = (error.errno or 0,)
         if version == self._version:
             return None
         self._version = version
         try:
             return AllowedSigners.parse(self.path.read_bytes().decode(), str(self.path))
+        except FileNotFoundError:
+            raise BadKeys(self.path, "there is no such file; `imagend init` writes one") from None
         except (OSError, UnicodeDecodeError) as error:
             raise BadKeys(self.path, str(error)) from None

@@ -1,0 +1,187 @@
+"""models/: names are keys into a listing, broken models are told apart from unknown ones, weights are hashed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagend import models as module
+from imagend.errors import BrokenModel, UnknownModel
+from imagend.models import EMBEDDED, Model, Models, digest
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(tmp_path)
+
+
+def make(models: Models, name: str, pipeline: str = "StableDiffusionXLPipeline", **parts: Any) -> Path:
+    """A model's folder; `parts` replace its configuration files: a dict, or the text of the file."""
+    folder = models.root / "diffusers" / name
+    contents = {
+        "model_index": {"_class_name": pipeline},
+        "unet": {"sample_size": 128},
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+    } | parts
+    for part, content in contents.items():
+        path = folder / "model_index.json" if part == "model_index" else folder / part / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+# list and find
+
+
+def test_a_model_is_found_with_its_native_size(models: Models) -> None:
+    folder = make(models, "xl")
+    assert models.list() == ["xl"]
+    assert models.find("xl") == Model("xl", folder, native_size=1024)
+
+
+def test_the_carried_model_is_of_a_native_size_of_128() -> None:
+    models = Models(Path(__file__).parents[2] / "models")
+    assert models.find(EMBEDDED).native_size == 128
+
+
+def test_no_models_folder_is_no_models(models: Models) -> None:
+    assert models.list() == []
+    with pytest.raises(UnknownModel, match="Known models: none"):
+        models.find("xl")
+
+
+def test_only_sdxl_pipelines_in_folders_that_are_not_hidden_are_listed(models: Models) -> None:
+    for name in ("b", "a", ".hidden", ".shapes-xl.tmp"):
+        make(models, name)
+    make(models, "sd15", pipeline="StableDiffusionPipeline")
+    make(models, "no-json", model_index="{")
+    make(models, "a-list", model_index="[]")
+    make(models, "no-class", model_index={})
+    (models.root / "diffusers" / "empty").mkdir()
+    (models.root / "diffusers" / "a-file").touch()
+    assert models.list() == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["nope", "../x", "../diffusers/xl", "xl/", "./xl", ".hidden", "", ".", "..", "/etc"])
+def test_an_unknown_name_is_answered_with_the_known_ones(models: Models, name: str) -> None:
+    for known in ("xl", "anime", ".hidden"):
+        make(models, known)
+    make(Models(models.root / "diffusers"), "x")  # there is something at diffusers/../x, nearly
+    with pytest.raises(UnknownModel) as caught:
+        models.find(name)
+    for part in (repr(name), "Known models: anime, xl", "correct the field `model`"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "file", "key"),
+    [
+        ({"unet": {}}, "unet/config.json", "sample_size"),
+        ({"unet": "{"}, "unet/config.json", "sample_size"),
+        ({"unet": "[]"}, "unet/config.json", "sample_size"),
+        ({"unet": {"sample_size": None}}, "unet/config.json", "sample_size"),
+        ({"unet": {"sample_size": "large"}}, "unet/config.json", "sample_size"),
+        ({"unet": {"sample_size": [128, 128]}}, "unet/config.json", "sample_size"),
+        ({"unet": {"sample_size": 0}}, "unet/config.json", "sample_size"),
+        ({"vae": {}}, "vae/config.json", "block_out_channels"),
+        ({"vae": {"block_out_channels": 4}}, "vae/config.json", "block_out_channels"),
+        ({"vae": {"block_out_channels": []}}, "vae/config.json", "block_out_channels"),
+    ],
+)
+def test_a_broken_model_names_the_file_and_the_key(models: Models, parts: dict[str, Any], file: str, key: str) -> None:
+    make(models, "xl", **parts)
+    with pytest.raises(BrokenModel) as caught:
+        models.find("xl")
+    for part in ("'xl'", file, key, "Install its files again"):
+        assert part in str(caught.value)
+    assert caught.value.code == "MODEL_UNUSABLE"
+
+
+def test_a_model_without_its_parts_is_broken(models: Models) -> None:
+    (make(models, "xl") / "unet" / "config.json").unlink()
+    with pytest.raises(BrokenModel):
+        models.find("xl")
+
+
+def test_a_model_that_is_put_there_later_is_found(models: Models) -> None:
+    make(models, "one")
+    assert models.list() == ["one"]
+    make(models, "two")
+    assert models.find("two").name == "two"
+
+
+# Digests
+
+
+def test_each_weight_file_has_its_sha_256(models: Models) -> None:
+    folder = make(models, "xl")
+    for name in ("unet/a.safetensors", "vae/b.safetensors"):
+        (folder / name).write_bytes(name.encode())
+    (folder / "unet" / "b.bin").write_bytes(b"never read")
+    assert models.digests(models.find("xl")) == {
+        name: hashlib.sha256(name.encode()).hexdigest() for name in ("unet/a.safetensors", "vae/b.safetensors")
+    }
+
+
+def test_a_weight_file_is_hashed_once_until_it_changes(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(models, "xl") / "unet" / "a.safetensors"
+    path.write_bytes(b"one")
+    model, hashed = models.find("xl"), []
+    file_digest = hashlib.file_digest
+
+    def count(file: Any, name: str) -> Any:
+        hashed.append(file.name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(module.hashlib, "file_digest", count)
+    first = models.digests(model)
+    assert models.digests(model) == first
+    assert len(hashed) == 1
+    path.write_bytes(b"two")  # of one size; the time is another
+    os.utime(path, ns=(0, 1))
+    assert models.digests(model) == {"unet/a.safetensors": hashlib.sha256(b"two").hexdigest()}
+    fresh = path.with_name("fresh")
+    fresh.write_bytes(b"six")
+    os.utime(fresh, ns=(0, 1))
+    fresh.rename(path)  # of one size and time; the inode is another
+    assert models.digests(model) == {"unet/a.safetensors": hashlib.sha256(b"six").hexdigest()}
+    assert len(hashed) == 3
+
+
+def test_one_digest_for_all_is_that_of_sha256sums_lines() -> None:
+    """sha256sum */*.safetensors | sha256sum"""
+    lines = b"aa  unet/a.safetensors\nbb  vae/b.safetensors\n"
+    found = digest({"vae/b.safetensors": "bb", "unet/a.safetensors": "aa"})
+    assert found == hashlib.sha256(lines).hexdigest()
+
+
+# The model that imagend carries
+
+
+def test_the_carried_model_is_installed_where_it_is_missing(models: Models) -> None:
+    assert models.install_embedded()
+    assert models.list() == [EMBEDDED]
+    assert models.digests(models.find(EMBEDDED))
+    assert not models.install_embedded()
+    assert [path.name for path in (models.root / "diffusers").iterdir()] == [EMBEDDED]
+
+
+def test_what_an_installation_left_half_done_is_no_obstacle(models: Models) -> None:
+    half = models.root / "diffusers" / f".{EMBEDDED}.tmp" / "unet"
+    half.mkdir(parents=True)
+    (half / "rest").touch()
+    assert models.install_embedded()
+    assert models.list() == [EMBEDDED]
+    assert not (models.root / "diffusers" / EMBEDDED / "unet" / "rest").exists()
+
+
+def test_a_changed_copy_of_the_carried_model_is_left_alone(models: Models) -> None:
+    folder = make(models, EMBEDDED)
+    assert not models.install_embedded()
+    assert models.find(EMBEDDED).native_size == 1024
+    assert not list(folder.rglob("*.safetensors"))
