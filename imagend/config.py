@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from imagend.errors import BadConfig
 from imagend.job import NAME, Frozen, Side
 
+CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"  # as imagend.signers has it
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
 
@@ -45,7 +46,7 @@ class ImageType(Frozen):
 class Client(Frozen):
     """Who `imagend submit` signs as on this host."""
 
-    name: str = "me"
+    name: str = Field("me", pattern=CLIENT_NAME)
     key: Folder = Path("keys/id_ed25519")
 
 
@@ -70,7 +71,8 @@ class Config(Frozen):
         (Path("spool/inbox"),),
         min_length=1,
         description="Where job files are dropped, also one folder deeper (a folder per client). May lie on NFS. What "
-        "is refused goes to rejected/ beside the inbox. A change needs a restart.",
+        "is refused goes to rejected/ beside the inbox, on the same file system: where a mount is involved, the inbox "
+        "is a folder in it. A change needs a restart.",
     )
     outputs: Folder = Field(
         Path("outputs"),
@@ -128,12 +130,12 @@ class Config(Frozen):
 
     def slots(self) -> dict[str, str]:
         """Slot name → torch device."""
-        gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
+        gpus = range(len(list(Path("/dev").glob("nvidia[0-9]*"))))  # torch counts those it sees from 0
         return self.workers or {f"gpu{n}": f"cuda:{n}" for n in gpus} or {"cpu0": "cpu"}
 
 
 # Keys that a running daemon cannot change: what it holds open, or where its workers stand.
-FIXED = ("spool", "inboxes", "outputs", "models", "workers")
+FIXED = ("name", "spool", "inboxes", "outputs", "models", "workers", "heartbeat_s")
 
 
 class _Loader(yaml.SafeLoader):
@@ -176,7 +178,10 @@ def load(path: Path) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise BadConfig(path, "; ".join(_problems(error))) from None
-    return _absolute(config, path.absolute().parent)
+    config = _absolute(config, path.absolute().parent)
+    if wrong := _misplaced(config):
+        raise BadConfig(path, f"inboxes: {wrong}")
+    return config
 
 
 def _absolute(config: Config, base: Path) -> Config:
@@ -186,6 +191,23 @@ def _absolute(config: Config, base: Path) -> Config:
     return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})
 
 
+def _misplaced(config: Config) -> str | None:
+    """What is wrong with the inboxes' places: a door takes in, or rejects, whatever lies in its inbox."""
+    for inbox in config.inboxes:
+        for ours in (config.spool, config.outputs, config.models):
+            if ours.is_relative_to(inbox):
+                return f"{inbox} holds {ours}, whose files are no jobs: use a folder of its own, such as spool/inbox"
+        inside = [config.outputs, config.models, *(config.spool / name for name in _STATES)]
+        if any(inbox.is_relative_to(ours) for ours in inside):
+            return f"{inbox} lies among imagend's own files: use a folder of its own, such as spool/inbox"
+        if sum(inbox.parent == other.parent for other in config.inboxes) > 1:
+            return f"{inbox} shares {inbox.parent} and its rejected/ with another inbox: give each a parent of its own"
+        if any(inbox != other and inbox.is_relative_to(other) for other in config.inboxes):
+            return f"{inbox} lies in another inbox: put them side by side"
+    return None
+
+
+_STATES = ("pending", "active", "done", "journal", "rejected")
 _WORDS = {  # pydantic speaks Python
     "dict_type": "must be keys and values, such as {gpu0: cuda:0}",
     "model_type": "must be keys and values, such as {name: me}",

@@ -6,9 +6,9 @@ ImagendError
 │   └── InvalidJob, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, BrokenModel, PromptTooLong, UnsupportedSetting
-│   └── OutOfMemory, MissingOutput, TimeLimit, Bug
+│   └── OutOfMemory, NoSpace, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
-│   └── WorkerDied, WorkerSilent, DaemonDied
+│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied
 └── Fatal        the operator                             → exit status, status.json
     ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable
     └── UsageError, Unreachable
@@ -68,7 +68,7 @@ class Forbidden(Rejected):
 
 
 class UnknownJob(Rejected):
-    """No job {} of {} is known here. List yours with: imagend status"""
+    """No job {} of {} is known here. Those that have ended lie in their client's folder under outputs/."""
 
     code, status = "JOB_NOT_FOUND", 404
 
@@ -132,6 +132,12 @@ class OutOfMemory(JobFailed):
     code, status = "OUT_OF_MEMORY", 507
 
 
+class NoSpace(JobFailed):
+    """The pictures cannot be written: {}. The operator must make room under outputs/; then send the job again."""
+
+    code, status = "INSUFFICIENT_STORAGE", 507
+
+
 class MissingOutput(JobFailed):
     """The worker named the output {!r} but did not write it as told. This is a bug in imagend: please report it."""
 
@@ -150,20 +156,26 @@ class TryAgain(ImagendError):
     """{}"""
 
 
+class DeviceFailed(TryAgain):
+    """The device {} failed ({}). The worker was replaced. See the daemon's log of that time."""
+
+    code, status = "WORKER_DIED", 500
+
+
 class WorkerDied(TryAgain):
-    """Worker {} died ({}) {} times while this job ran. See the daemon's log for its last words."""
+    """Worker {} died ({}) at attempt {}. See the daemon's log for its last words."""
 
     code, status = "WORKER_DIED", 500
 
 
 class WorkerSilent(TryAgain):
-    """Worker {} reported no progress for {:g} s (silence_limit_s in config.yaml) and was killed."""
+    """Worker {} did not answer for {:g} s ({} in config.yaml) and was killed. See the daemon's log of that time."""
 
     code, status = "TIMEOUT", 504
 
 
 class DaemonDied(TryAgain):
-    """The daemon or its machine went down {} times while this job ran. See the log of those moments."""
+    """The daemon or its machine went down at attempt {}. See the log of that time."""
 
     code, status = "WORKER_DIED", 500
 

@@ -20,6 +20,15 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def settle(root: Path, depth: int) -> None:
+    """Make durable what an earlier process may have renamed or created in `root` and died before it could sync."""
+    sync(root)
+    if depth:
+        for path in root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                settle(path, depth - 1)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents durably; quick where it stands."""
     if path.is_dir():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from imagend.errors import ImagendError, TryAgain
 from imagend.job import Artifact, Frozen, Outcome, Ref
@@ -55,16 +55,25 @@ class Progress(Frozen):
     steps: int = 0
 
 
+class Envelope(Frozen):
+    """ImagendError.envelope(), checked on its way through the pipe."""
+
+    code: str
+    message: str
+    detail: Any = None
+    status: int
+
+
 class Failure(Frozen):
     """An error as data, fit for a pipe and for a manifest."""
 
-    error: dict[str, Any]
+    error: Envelope
     try_again: bool = False
     traceback: str = ""
 
     @classmethod
     def of(cls, error: ImagendError) -> Failure:
-        return cls(error=error.envelope(), try_again=isinstance(error, TryAgain))
+        return cls(error=Envelope(**error.envelope()), try_again=isinstance(error, TryAgain))
 
 
 class Ended(Frozen):
@@ -77,6 +86,12 @@ class Ended(Frozen):
     timings: dict[str, float] = Field(default_factory=dict)
     engine: dict[str, Any] | None = None
     failure: Failure | None = None
+
+    @model_validator(mode="after")
+    def _told(self) -> Ended:
+        if (self.outcome is Outcome.FAILED) != (self.failure is not None):
+            raise ValueError("a failed attempt has a failure, and no other has")
+        return self
 
 
 Message = Run | Cancel | Stop | Ready | Progress | Ended

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def seal(self, ref: Ref, artifacts: Iterable[Artifact]) -> None:
-        """Check that each artifact is there as told and durable; drop all else. Raises MissingOutput."""
+    def seal(self, ref: Ref, artifacts: Iterable[Artifact], count: int) -> None:
+        """Check that `count` artifacts are there as told and durable; drop all else. Raises MissingOutput."""
         folder = self.draft(ref)
         artifacts = tuple(artifacts)
+        if len({artifact.file for artifact in artifacts}) != count:
+            raise MissingOutput(f"{len(artifacts):04d}.png")
         for artifact in artifacts:
             _check(folder, artifact)
         for stray in {path.name for path in folder.iterdir()} - {artifact.file for artifact in artifacts}:
@@ -53,6 +56,8 @@ class Outputs:
         if self.ended(ref):
             return
         folder, target = self.draft(ref), self.root / ref.client / ref.id
+        if target.exists():  # not ours: whatever it is, it must neither stop us nor be lost
+            files.move(target, target.with_name(f".{ref.id}.{time.time_ns()}"))
         files.write(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
         files.make_folder(target.parent)
         files.move(folder, target)
@@ -65,21 +70,20 @@ class Outputs:
     def ended(self, ref: Ref) -> bool:
         return (self.root / ref.client / ref.id / MANIFEST).exists()
 
-    def manifest(self, ref: Ref) -> Manifest:
-        return Manifest.model_validate_json((self.root / ref.client / ref.id / MANIFEST).read_bytes())
+    def manifest(self, ref: Ref) -> dict[str, Any]:
+        """As it stands on disk: perhaps an older or a newer imagend wrote it."""
+        manifest: dict[str, Any] = json.loads((self.root / ref.client / ref.id / MANIFEST).read_bytes())
+        return manifest
 
-    def announce(self, manifest: Manifest) -> None:
+    def announce(self, ref: Ref) -> None:
         """One line in results.jsonl, the feed that others follow with `tail -F`."""
-        line: dict[str, Any] = {
-            "id": manifest.id,
-            "client": manifest.client,
-            "kind": manifest.kind,
-            "outcome": manifest.outcome,
-            "label": manifest.label,
-            "ended_at": manifest.ended_at.isoformat(),
-            "manifest": f"{manifest.client}/{manifest.id}/{MANIFEST}",
-            "files": [artifact.file for artifact in manifest.artifacts],
-            "code": manifest.error["code"] if manifest.error else None,
+        manifest = self.manifest(ref)
+        line: dict[str, Any] = {"id": ref.id, "client": ref.client}
+        line |= {key: manifest.get(key) for key in ("kind", "outcome", "label", "ended_at")}
+        line |= {
+            "manifest": f"{ref.client}/{ref.id}/{MANIFEST}",
+            "files": [artifact["file"] for artifact in manifest.get("artifacts", ())],
+            "code": (manifest.get("error") or {}).get("code"),
         }
         files.append(self.root / RESULTS, json.dumps(line).encode())
 
@@ -88,7 +92,7 @@ class Outputs:
         try:
             with (self.root / RESULTS).open("rb") as feed:
                 feed.seek(max(0, feed.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                return any(json.dumps(ref.id).encode() in line and line.endswith(b"}\n") for line in feed)
+                return any(_id(line) == ref.id for line in feed)
         except FileNotFoundError:
             return False
 
@@ -97,6 +101,14 @@ class Outputs:
         for folder in self._drafts.glob("*/*"):
             if Ref(folder.parent.name, folder.name) not in alive:
                 shutil.rmtree(folder)
+
+
+def _id(line: bytes) -> Any:
+    """The id in a line of the feed; None if a crash cut it."""
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _check(folder: Path, artifact: Artifact) -> None:

@@ -84,16 +84,16 @@ class Spool:
 
     # The queue
 
-    def accept(self, ref: Ref, raw: bytes) -> Ticket | None:
-        """Queue the verified bytes; None if the job is here already. Durable once commit() has returned."""
+    def accept(self, ref: Ref, raw: bytes) -> bool:
+        """Queue the verified bytes; False if the job is here already. Durable once commit() has returned."""
         if self.where(ref) is not None:
-            return None
+            return False
         path = self._path(State.PENDING, ref)
         files.make_folder(path.parent)
         self._latest = max(self._latest + 1, time.time_ns())  # two jobs of one clock tick keep their order
         files.write_unsynced(path, raw, mtime_ns=self._latest)
         self._unsynced.add(path.parent)
-        return Ticket(self._latest, ref)
+        return True
 
     def commit(self) -> None:
         """One fsync per folder for all jobs accepted since the last commit."""
@@ -148,7 +148,11 @@ class Spool:
         return self._path(state, ref).stat().st_mtime_ns if state else 0
 
     def sweep(self) -> None:
-        """Tidy what a crash left: half-written files, and the earlier of two places of a job (the later is true)."""
+        """Tidy what a crash left: half-written files, and the earlier of two places of a job (the later is true).
+
+        First of all, what we see becomes durable: the dead may have renamed it and not lived to sync it.
+        """
+        files.settle(self.root, depth=2)
         for state in (State.PENDING, State.ACTIVE):
             for path in (self.root / state).glob("*/.*.tmp"):
                 path.unlink()

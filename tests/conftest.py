@@ -105,7 +105,7 @@ class Home:
             doors=[Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes],
             mailbox=mailbox,
         )
-        daemon.settings.reread_keys()
+        daemon.settings.read_keys()
         daemon.tell_doors()
         daemon.recover()
         return daemon

@@ -47,7 +47,7 @@ class Painter:
         spec = complete(Generate.model_validate_json(json.dumps(fields)), REF, Config(), self.models.find("shapes-xl"))
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder))
-        return self.worker.attempt(run)
+        return self.worker.attempt(run, self.worker.expect(run))
 
 
 @pytest.fixture(scope="session")

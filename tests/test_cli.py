@@ -56,7 +56,7 @@ def test_init_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_submit_drops_a_job_that_the_daemon_accepts(home: Home) -> None:
-    options = ["--seed", 7, "--count", 2, "--guidance-scale", 3.5, "--label", "shot 12", "--model", "shapes-xl"]
+    options = ["--seed", 7, "--count", 2, "--guidance-scale", 3.5, "--label", "12", "--model", "shapes-xl"]
     done = imagend("submit", "generate", "--prompt", "a red circle", *options, cwd=home.root)
     assert done.returncode == 0, done.stderr
     ref = Ref(CLIENT, done.stdout.strip())
@@ -64,7 +64,7 @@ def test_submit_drops_a_job_that_the_daemon_accepts(home: Home) -> None:
     manifest = home.manifest(ref)
     assert manifest["outcome"] == "succeeded"
     assert manifest["spec"]["seeds"] == [7, 8]
-    assert (manifest["spec"]["guidance_scale"], manifest["label"]) == (3.5, "shot 12")
+    assert (manifest["spec"]["guidance_scale"], manifest["label"]) == (3.5, "12")
 
 
 def test_submit_of_seeds_and_of_a_prompt_that_looks_like_a_number(home: Home) -> None:

@@ -23,9 +23,10 @@ import pytest
 from conftest import CLIENT, Home, make_home
 from structlog.testing import capture_logs
 
-from imagend import files, jobfile
+from imagend import files, jobfile, signing
+from imagend.daemon import intake
 from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Door, Policy
-from imagend.errors import UnknownJob
+from imagend.errors import InvalidJob, UnknownJob
 from imagend.job import MAX_JOB_BYTES, Ref
 from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.signing import Key, job_id, seal
@@ -802,3 +803,21 @@ def test_serve_looks_asks_settles_and_looks_again(home: Home, door: Door) -> Non
     with pytest.raises(Enough):
         door.serve(ask)
     assert inbox(home) == ["b.json"]
+
+
+def test_a_folder_swapped_for_a_link_does_not_lead_out_of_the_inbox(home: Home, door: Door) -> None:
+    """Listed as a client's folder, a link to the queue when its files are touched: nothing there may move."""
+    ref = home.drop("zz/a.json")
+    treasure = home.root / "treasure"
+    treasure.mkdir()
+    (home.config.inboxes[0] / "zz" / "a.json").rename(treasure / "a.json")
+    (home.config.inboxes[0] / "zz").rmdir()
+    (home.config.inboxes[0] / "zz").symlink_to(treasure)
+    assert door._examine(home.config.inboxes[0] / "zz" / "a.json", 0.0) is None
+    identity = intake._identity((treasure / "a.json").stat())
+    raw = (treasure / "a.json").read_bytes()
+    item = jobfile.parse(ref.client, signing.split(raw)[0])
+    arrival = Arrival(home.config.inboxes[0] / "zz" / "a.json", identity, raw, item)
+    door.settle(arrival, None)
+    door.settle(arrival, InvalidJob("no"))
+    assert (treasure / "a.json").read_bytes() == raw

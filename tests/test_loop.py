@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import CLIENT, Home, run_until, run_until_idle, step
+from fakes import paint
 
-from imagend.daemon.executor import ReloadRequested, StopRequested
-from imagend.job import Ref
+from imagend import files
+from imagend.daemon.executor import Died, Heard, ReloadRequested, StopRequested
+from imagend.daemon.intake import MAX_BATCH
+from imagend.errors import Bug
+from imagend.job import Outcome, Ref
+from imagend.messages import Ended, Failure
 from imagend.signers import NAMESPACE
 from imagend.signing import Key, job_id, seal
 from imagend.spool import State
@@ -223,10 +228,11 @@ def test_reload_takes_over_what_can_be_and_names_what_needs_a_restart(home: Home
     path.write_text(path.read_text() + "time_limit_s: 5\n")
     daemon.handle(ReloadRequested())
     assert daemon.settings.config.time_limit_s == 5.0
+    daemon.look_around()
     assert daemon.doors[0].policy.config.time_limit_s == 5.0
     path.write_text(path.read_text() + "outputs: elsewhere\n")
     daemon.handle(ReloadRequested())
-    assert "outputs: restart imagend" in daemon.health.reasons["config"]
+    assert "config.yaml changes outputs" in daemon.health.reasons["config"]
     assert daemon.settings.config.outputs == home.config.outputs
     path.write_text("time_limit_s: soon\n")
     daemon.handle(ReloadRequested())
@@ -259,3 +265,111 @@ def test_status_tells_of_queue_and_head_without_growing_with_the_queue(home: Hom
     assert report["queue"]["pending"] == 150
     assert report["queue"]["per_client"] == {CLIENT: 150}
     assert [entry["id"] for entry in report["queue"]["head"]] == [f"{number:020x}" for number in range(100)]
+
+
+def test_the_next_job_does_not_go_to_a_worker_that_is_being_killed(home: Home) -> None:
+    """The last job ended just in time; the kill was on its way already, and must not hit the next one."""
+    first, second = home.drop("a.json", prompt="stay"), home.drop("b.json")
+    daemon = home.daemon(time_limit_s=10.0)
+    run_until(daemon, lambda: daemon.busy)
+    slot = daemon.slots["cpu0"]
+    died: list[Died] = []
+    daemon.executor.kill = lambda worker: died.append(Died(worker, -9))  # type: ignore[method-assign]
+    slot.tend(daemon.executor, daemon.settings.config, daemon.clock() + 11)  # its time is up
+    assert died
+    daemon.handle(Heard("cpu0", Ended(job=first, outcome=Outcome.CANCELLED)))
+    daemon.look_around()
+    assert slot.running is None
+    daemon.handle(died[0])
+    run_until_idle(daemon)
+    assert home.outcome(second) == "succeeded"
+    assert home.manifest(second)["attempts"] == 1
+
+
+def test_a_worker_that_met_a_bug_is_replaced_before_the_next_job(home: Home) -> None:
+    first, second = home.drop("a.json", prompt="stay"), home.drop("b.json")
+    daemon = home.daemon()
+    run_until(daemon, lambda: daemon.busy)
+    failure = Failure.of(Bug("ValueError")).model_copy(update={"traceback": "..."})
+    daemon.handle(Heard("cpu0", Ended(job=first, outcome=Outcome.FAILED, failure=failure)))
+    assert daemon.slots["cpu0"].state == "booting"
+    run_until_idle(daemon)
+    assert (home.outcome(first), home.outcome(second)) == ("failed", "succeeded")
+
+
+def test_a_worker_that_shows_fewer_pictures_than_asked_for_has_not_succeeded(home: Home) -> None:
+    ref = home.drop("a.json", prompt="stay", count=3)
+    daemon = home.daemon()
+    run_until(daemon, lambda: daemon.busy)
+    artifacts = tuple(paint(daemon.outputs.draft(ref), index, index) for index in range(2))
+    daemon.handle(Heard("cpu0", Ended(job=ref, outcome=Outcome.SUCCEEDED, artifacts=artifacts)))
+    assert home.outcome(ref) == "failed"
+    assert home.manifest(ref)["artifacts"] == []
+
+
+def test_a_cancel_that_is_listed_long_before_its_job_finds_it(home: Home) -> None:
+    for number in range(MAX_BATCH):
+        home.drop(f"b{number}.json", prompt="stay", nonce=str(number))
+    ref = home.drop("z.json", prompt="never painted")
+    home.drop("a.json", kind="cancel", job=ref.id, prompt=...)
+    daemon = home.daemon()
+    run_until(daemon, lambda: home.where(ref) is State.DONE)
+    assert home.outcome(ref) == "cancelled"
+
+
+def test_an_image_type_that_breaks_the_prompts_syntax_is_told_so(home: Home) -> None:
+    ref = home.drop(prompt='("a circle", "a star").and(1, 0.5)', image_type="character")
+    run_until_idle(home.daemon())
+    error = home.manifest(ref)["error"]
+    assert error["code"] == "INVALID_PARAMETERS"
+    assert "image_type" in error["message"]
+
+
+def test_image_types_scale_to_the_models_size_and_wrap_the_prompt(home: Home) -> None:
+    ref = home.drop(prompt="a red circle", image_type="character")
+    run_until_idle(home.daemon())
+    spec = home.manifest(ref)["spec"]
+    assert (spec["width"], spec["height"]) == (104, 152)  # 832 x 1216 on a model of 128
+    assert spec["prompt"] == "a red circle, full body, simple background"
+
+
+def test_a_disk_too_full_for_the_status_does_not_end_the_daemon(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = home.daemon()
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace_hint", full)
+        run_until(daemon, lambda: daemon.state() == "degraded")
+    assert "status.json cannot be written: No space left" in daemon.health.reasons["status"]
+    ref = home.drop()
+    run_until_idle(daemon)
+    assert home.outcome(ref) == "succeeded"
+    run_until(daemon, lambda: daemon.state() == "ready")
+
+
+def test_a_strangers_folder_in_the_place_of_a_result_is_moved_aside(home: Home) -> None:
+    ref = home.drop()
+    place = home.config.outputs / ref.client / ref.id
+    place.mkdir(parents=True)
+    (place / "theirs.txt").write_text("kept")
+    run_until_idle(home.daemon())
+    assert home.outcome(ref) == "succeeded"
+    (aside,) = place.parent.glob(f".{ref.id}.*")
+    assert (aside / "theirs.txt").read_text() == "kept"
+
+
+def test_after_a_crash_a_manifest_of_another_version_is_finished_too(home: Home) -> None:
+    ref = home.drop()
+    daemon = home.daemon()
+    run_until_idle(daemon)
+    daemon.spool.close()
+    manifest = home.config.outputs / ref.client / ref.id / "manifest.json"
+    manifest.write_text(json.dumps(home.manifest(ref) | {"schema": "imagend.manifest/v7", "new": 1}))
+    (home.config.spool / "done" / ref.client / f"{ref.id}.json").rename(
+        home.config.spool / "active" / ref.client / f"{ref.id}.json"
+    )
+    home.daemon()
+    assert home.where(ref) is State.DONE
+    assert len(home.feed()) == 1

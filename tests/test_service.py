@@ -180,3 +180,22 @@ def test_serve_without_a_config_names_the_next_step(tmp_path: Path) -> None:
     done = imagend("serve", "--config", tmp_path / "none.yaml", cwd=tmp_path)
     assert done.returncode == 78
     assert "imagend init" in done.stderr
+
+
+def test_serve_with_broken_keys_does_not_start_and_rejects_nobody(home: Home) -> None:
+    ref = home.drop()
+    (home.root / "keys" / "allowed_signers").write_text("alice no key\n")
+    done = imagend("serve", cwd=home.root)
+    assert done.returncode == 78
+    assert "line 1" in done.stderr
+    assert (home.config.inboxes[0] / f"{ref.id}.json").exists()
+
+
+def test_an_inbox_that_is_not_there_degrades_the_daemon_and_may_come_later(home: Home) -> None:
+    home.config.inboxes[0].rmdir()
+    with serving(home):
+        wait_for(lambda: status(home).get("state") == "degraded" and status(home)["reasons"], home)
+        home.config.inboxes[0].mkdir()
+        ref = home.drop(**JOB)
+        wait_for(lambda: home.where(ref) == "done", home)
+    assert home.outcome(ref) == "succeeded"

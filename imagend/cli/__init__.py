@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from imagend import __version__
-from imagend.errors import ImagendError
+from imagend.errors import ImagendError, SpoolUnusable
 
 COMMANDS = {
     "init": "make a place for imagend: folders, config.yaml, a client key, allowed_signers",
@@ -63,8 +63,11 @@ def run(argv: Sequence[str]) -> int:
             print(json.dumps({"error": error.envelope()}))
         print(f"imagend: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # `imagend … | head`
         sys.stderr.close()
         return 141
+    except OSError as error:
+        print(f"imagend: {error.filename}: {error.strerror}. Run: imagend check", file=sys.stderr)
+        return SpoolUnusable.exit_status
+    except KeyboardInterrupt:
+        return 130

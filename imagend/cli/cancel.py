@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from imagend import config as configuration
 from imagend.cli import drop
 from imagend.cli.look import look
 from imagend.cli.watch import add_watch_options, follow, parse_ref
 from imagend.errors import UsageError
+from imagend.job import Ref
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +25,15 @@ def run(arguments: argparse.Namespace) -> int:
     if ref.client != config.client.name:
         raise UsageError(f"{ref} is another client's job; you are {config.client.name!r} and can cancel only your own.")
     if look(config, ref).state in ("ended", "rejected"):
-        print(f"{ref.id} has ended already")
+        _say(arguments, ref, f"{ref.id} has ended already")
         return 0
     drop.drop(config, drop.compose({"kind": "cancel", "job": ref.id}))
     if arguments.wait:
         follow(config, ref, arguments)
         return 0
-    print(f"asked to cancel {ref.id}")
+    _say(arguments, ref, f"asked to cancel {ref.id}")
     return 0
+
+
+def _say(arguments: argparse.Namespace, ref: Ref, text: str) -> None:
+    print(json.dumps({"id": ref.id, "client": ref.client, "message": text}) if arguments.json else text)

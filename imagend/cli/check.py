@@ -81,6 +81,10 @@ def _devices(config: Config) -> Iterator[Finding]:
         [config.outputs, drafts, *(path for path in _listing(config.outputs) if path != drafts)],
         *([inbox, inbox.parent / "rejected"] for inbox in config.inboxes),
     ]
+    for inbox in config.inboxes:
+        if inbox.is_dir() and inbox.stat().st_dev != inbox.parent.stat().st_dev:
+            fix = "make the inbox a folder in the mount, so that rejected/ lies beside it on the same file system"
+            yield Finding("error", f"{inbox} is itself a mount point", fix)
     for group in groups:
         there = [path for path in group if path.is_dir()]
         strangers = [path for path in there if path.stat().st_dev != there[0].stat().st_dev]

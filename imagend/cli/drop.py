@@ -28,10 +28,9 @@ def drop(config: Config, body: bytes) -> Ref:
     key = config.client.key
     try:
         raw = seal(body, sign(body, key, key.read_bytes()))
-    except FileNotFoundError:
-        raise UsageError(
-            f"There is no key {key}. Make one with `imagend init`, or set client.key in config.yaml."
-        ) from None
+    except OSError as error:
+        why = f"{key} cannot be read: {error.strerror}"
+        raise UsageError(f"{why}. Make a key with `imagend init`, or set client.key in config.yaml.") from None
     ref = Ref(config.client.name, job_id(config.client.name, body))
     return put(config, raw, ref)
 

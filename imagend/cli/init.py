@@ -9,9 +9,9 @@ from pathlib import Path
 
 from imagend import config as configuration
 from imagend import files
-from imagend.config import Client, Config
-from imagend.job import NAME
-from imagend.models import Models
+from imagend.config import CLIENT_NAME, Client, Config
+from imagend.errors import UsageError
+from imagend.models import EMBEDDED, Models
 from imagend.signers import NAMESPACE
 from imagend.signing import Key
 
@@ -23,6 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     home: Path = arguments.folder
+    if arguments.client and not re.fullmatch(CLIENT_NAME, arguments.client):
+        raise UsageError(f"--client: {arguments.client!r} must match {CLIENT_NAME}: it becomes a folder's name.")
     path = arguments.config or home / "config.yaml"
     files.make_folder(path.parent)
     text = configuration.template(Config(client=Client(name=arguments.client or login_name())))
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.make_folder(folder)
     _make_keys(config)
     if Models(config.models).install_embedded():
-        _say(True, config.models / "diffusers" / config.default_model)
+        _say(True, config.models / "diffusers" / EMBEDDED)
     print(f"Ready. Start the daemon with: imagend serve --config {path}")
     return 0
 
@@ -49,7 +51,7 @@ def login_name() -> str:
         name = getpass.getuser()
     except (KeyError, OSError):
         name = "me"
-    return name if re.fullmatch(NAME, name) else "me"
+    return name if re.fullmatch(CLIENT_NAME, name) else "me"
 
 
 def _make_keys(config: Config) -> None:
@@ -64,7 +66,9 @@ def _make_keys(config: Config) -> None:
         _say(True, private)
     else:
         _say(False, private)
-    if public.exists():
+    if not public.exists():
+        print(f"no {public}: write allowed_signers yourself, with the line that ssh-keygen -y -f {private} prints")
+    else:
         line = " ".join(public.read_text().split()[:2])
         header = (
             "# Who may ask imagend: a line per client, NAME namespaces=... KEY. See: man ssh-keygen, ALLOWED SIGNERS\n"

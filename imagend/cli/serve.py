@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             doors=doors,
             mailbox=mailbox,
         )
-        daemon.settings.reread_keys()
+        daemon.settings.read_keys()
         daemon.tell_doors()
         daemon.recover()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         ref = _from_file(config, arguments.file) if arguments.file else drop.drop(config, _from_options(given))
     except Rejected as error:
         raise UsageError(f"Not sent: {error}") from None
+    except UnicodeEncodeError:
+        raise UsageError("Not sent: an option is not valid UTF-8. Set the terminal's locale, or use --file.") from None
     if arguments.wait:
         return follow(config, ref, arguments)
     print(json.dumps({"id": ref.id, "client": ref.client}) if arguments.json else ref.id)
@@ -79,8 +81,9 @@ def _from_options(given: dict[str, str]) -> bytes:
 
 
 def _value(name: str, text: str) -> Any:
-    annotation = str((Header.model_fields | SPECS["generate"].model_fields)[name].annotation)
-    return _number(text) if "int" in annotation or "float" in annotation else text
+    field = (Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"])[name]
+    types = {option.get("type") for option in field.get("anyOf", [field])}
+    return _number(text) if types & {"integer", "number"} else text
 
 
 def _number(text: str) -> Any:

@@ -49,7 +49,7 @@ class Ending:
 
     def finish(self, ref: Ref, manifest: Manifest) -> None:
         """Tell the world and put the job's file away."""
-        self.outputs.announce(manifest)
+        self.outputs.announce(ref)
         self.spool.finish(ref, manifest.outcome)
         self.health.totals[manifest.outcome] += 1
         code = manifest.error["code"] if manifest.error else None
@@ -59,10 +59,9 @@ class Ending:
 
     def finish_again(self, ref: Ref) -> None:
         """After a crash between publish and finish: do what is missing of finish."""
-        manifest = self.outputs.manifest(ref)
         if not self.outputs.announced(ref):
-            self.outputs.announce(manifest)
-        self.spool.finish(ref, manifest.outcome)
+            self.outputs.announce(ref)
+        self.spool.finish(ref, str(self.outputs.manifest(ref).get("outcome")))
 
     def _manifest(
         self, ref: Ref, outcome: Outcome, running: Running | None, ended: Ended | None, failure: Failure | None
@@ -91,7 +90,7 @@ class Ending:
             artifacts=ended.artifacts if ended and outcome is Outcome.SUCCEEDED else (),
             timings=ended.timings if ended else {},
             engine=ended.engine if ended else None,
-            error=failure.error if failure else None,
+            error=failure.error.model_dump() if failure else None,
             **told,
         )
 

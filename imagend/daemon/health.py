@@ -66,7 +66,7 @@ class Health:
             dying = (
                 f"worker {slot.name} died {slot.deaths} times in a row: see the log; it is started again with delays"
             )
-            self.trouble(slot.name, dying if slot.deaths > 1 else None)
+            self.trouble(slot.name, dying if slot.deaths > 1 and not slot.ready else None)
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""
@@ -84,7 +84,11 @@ class Health:
     def write(self, now: float, state: str, slots: Iterable[Slot], turn: Turn, doors: Iterable[Door]) -> None:
         self._written = now
         document = self.report(now, state, tuple(slots), turn, doors)
-        files.replace_hint(self.spool / STATUS, json.dumps(document, indent=1).encode() + b"\n")
+        try:
+            files.replace_hint(self.spool / STATUS, json.dumps(document, indent=1).encode() + b"\n")
+            self.trouble("status", None)
+        except OSError as error:  # a full disk: those who read it see it grow stale, the log says why
+            self.trouble("status", f"{STATUS} cannot be written: {error.strerror}")
 
     def report(
         self, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]

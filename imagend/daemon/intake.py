@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,10 +87,10 @@ class Door:
         """Look for ever. `ask` brings arrivals to the loop and returns its verdicts."""
         while True:
             arrivals = self.look(time.monotonic())
-            if arrivals:
-                for arrival, verdict in zip(arrivals, ask(arrivals), strict=True):
-                    self.settle(arrival, verdict)
-            if len(arrivals) < MAX_BATCH:
+            verdicts = ask(arrivals) if arrivals else ()
+            for arrival, verdict in zip(arrivals, verdicts, strict=True):
+                self.settle(arrival, verdict)
+            if len(arrivals) < MAX_BATCH or LATER in verdicts:
                 self.hint.wait(self.policy.config.scan_interval_s)
                 self.hint.clear()
 
@@ -143,7 +144,8 @@ class Door:
                 yield Path(entry.path)
                 continue
             try:
-                paths = sorted(Path(entry.path).iterdir())
+                with self._folder(Path(entry.path)) as folder:
+                    paths = sorted(Path(entry.path, path.name) for path in folder.iterdir())
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:  # one client's folder must not close the inbox to the others
@@ -151,11 +153,27 @@ class Door:
                 continue
             yield from (path for path in paths if not path.name.startswith(".") and path.name != ATTACHMENTS)
 
+    @contextmanager
+    def _folder(self, path: Path) -> Iterator[Path]:
+        """The inbox or a client's folder in it, by a descriptor: a link that was put in its place is not followed.
+
+        Else a stranger could list as inbox/x what is pending/alice when we remove it.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with ExitStack() as stack:
+            fd = os.open(self.inbox, flags)
+            stack.callback(os.close, fd)
+            if path != self.inbox:
+                fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=fd)
+                stack.callback(os.close, fd)
+            yield Path(f"/proc/self/fd/{fd}")
+
     def _examine(self, path: Path, now: float) -> Arrival | None:
         """The verified job in a file; None if there is none (yet): what is surely none has been rejected."""
         try:
-            identity = _identity(path.lstat())
-        except FileNotFoundError:
+            with self._folder(path.parent) as folder:
+                identity = _identity((folder / path.name).lstat())
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self._cannot(path, error)
@@ -164,7 +182,7 @@ class Door:
             return None
         try:
             return self._read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except (Unsigned, NotAJobName) as reason:  # perhaps not finished
             if path in self._waiting:
@@ -176,7 +194,7 @@ class Door:
         except OSError as error:  # not the sender's fault: the disk, the network, our own limits
             self._cannot(path, error)
         except Exception:  # no stranger's file may stop the daemon, not even one that finds a bug
-            log.exception("a file in the inbox met a bug", file=path.name)
+            log.exception("a file in the inbox met a bug", file=_shown(path))
             self._reject(path, identity, DoorBug())
         return None
 
@@ -190,7 +208,8 @@ class Door:
 
     def _read(self, path: Path) -> Arrival:
         try:
-            raw, status = files.read_untrusted(path, MAX_JOB_BYTES)
+            with self._folder(path.parent) as folder:
+                raw, status = files.read_untrusted(folder / path.name, MAX_JOB_BYTES)
         except files.NotOrdinary:
             raise NotAFile(path.name) from None
         except PermissionError as error:
@@ -213,9 +232,11 @@ class Door:
     def _remove(self, arrival: Arrival) -> None:
         """Unlink the file that was read; if its sender has put another one in its place, that one stays."""
         try:
-            if _identity(arrival.path.lstat()) == arrival.identity:
-                arrival.path.unlink()
-        except FileNotFoundError:
+            with self._folder(arrival.path.parent) as folder:
+                path = folder / arrival.path.name
+                if _identity(path.lstat()) == arrival.identity:
+                    path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             self._give_up(arrival.path, arrival.identity, error)
@@ -224,23 +245,24 @@ class Door:
         """Move the file beside its inbox, with its reason; the reason is there first."""
         self._waiting.pop(path, None)
         folder = self.inbox.parent / REJECTED / path.parent.relative_to(self.inbox)
-        log.warning("rejected", file=path.name, code=reason.code, client=reason.client, why=_harmless(reason))
+        log.warning("rejected", file=_shown(path), code=reason.code, client=reason.client, why=_harmless(reason))
         try:
             files.make_folder(folder)
             target = _free(folder, path.name)
             at = self._wall().isoformat()
             note = {"error": reason.envelope(), "file": target.name, "client": reason.client, "at": at}
             files.write(_reason(target), json.dumps(note, indent=2).encode() + b"\n")
-            if _identity(path.lstat()) == identity:
-                files.move(path, target)
-        except FileNotFoundError:
+            with self._folder(path.parent) as source:
+                if _identity((source / path.name).lstat()) == identity:
+                    files.move(source / path.name, target)
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             self._give_up(path, identity, error)
 
     def _give_up(self, path: Path, identity: Identity, error: OSError) -> None:
         """Say it once and leave the file alone until it changes."""
-        log.error("a file cannot be moved out of the inbox", file=path.name, why=str(error))
+        log.error("a file cannot be moved out of the inbox", file=_shown(path), why=error.strerror)
         self._stuck[path] = identity
 
     def _cannot(self, path: Path, error: OSError) -> None:
@@ -281,6 +303,11 @@ def _free(folder: Path, name: str) -> Path:
 
 def _reason(path: Path) -> Path:
     return path.with_name(f"{path.name}.reason.json")
+
+
+def _shown(path: Path) -> str:
+    """A stranger's file name as it may stand in a log."""
+    return path.name if path.name.isprintable() else ascii(path.name)
 
 
 def _harmless(reason: Rejected) -> str:

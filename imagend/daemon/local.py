@@ -13,8 +13,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from imagend import messages
 from imagend.daemon.executor import Died, Heard, Mailbox
+
+log = structlog.get_logger()
+
+_CANNOT_START = 71  # EX_OSERR
 
 
 class LocalExecutor:
@@ -27,6 +33,13 @@ class LocalExecutor:
         return self._devices
 
     def start(self, worker: str) -> None:
+        try:
+            self._start(worker)
+        except OSError as error:  # no memory or no descriptors for it now: as if it had died at once
+            log.error("a worker cannot be started", worker=worker, why=str(error))
+            self._mailbox.put(Died(worker, _CANNOT_START))
+
+    def _start(self, worker: str) -> None:
         ours, theirs = socket.socketpair()
         arguments = ("--fd", str(theirs.fileno()), "--device", self._devices[worker], "--models", str(self._models))
         child = subprocess.Popen(
@@ -44,7 +57,8 @@ class LocalExecutor:
             self._children[worker][1].sendall(messages.encode(message))
 
     def kill(self, worker: str) -> None:
-        self._children[worker][0].kill()
+        if worker in self._children:
+            self._children[worker][0].kill()
 
     def _listen(self, worker: str, child: subprocess.Popen[bytes], ours: socket.socket) -> None:
         try:
@@ -52,6 +66,7 @@ class LocalExecutor:
                 while line := lines.readline(messages.MAX_LINE_BYTES):
                     self._mailbox.put(Heard(worker, messages.decode(line)))
         except (OSError, ValueError):  # it is gone, or talks nonsense
-            pass
-        child.kill()
-        self._mailbox.put(Died(worker, child.wait()))
+            log.info("a worker said its last word", worker=worker)
+        finally:
+            child.kill()
+            self._mailbox.put(Died(worker, child.wait()))

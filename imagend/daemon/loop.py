@@ -25,7 +25,7 @@ from imagend.daemon.executor import (
     StopRequested,
 )
 from imagend.daemon.health import MIN_INTERVAL_S, Health
-from imagend.daemon.intake import LATER, Arrival, Door, Verdict
+from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Door, Verdict
 from imagend.daemon.recipe import complete
 from imagend.daemon.recovery import recover
 from imagend.daemon.retry import worth_another_attempt
@@ -98,18 +98,21 @@ class Daemon:
     def wait(self) -> None:
         """Sleep until something happens or it is time to look around, then handle all that has happened."""
         try:
-            tick_s = min(TICK_S, self.settings.config.heartbeat_s)
-            self.handle(self.mailbox.get(timeout=MIN_INTERVAL_S if self._changed else tick_s))
+            self.handle(self.mailbox.get(timeout=self._patience_s()))
             while True:
                 self.handle(self.mailbox.get_nowait())
         except queue.Empty:
             pass
 
+    def _patience_s(self) -> float:
+        if len(self.turn) and not self.stopping and any(slot.state == "idle" for slot in self.slots.values()):
+            return 0.0  # a job ended before it was painted: the next one waits
+        return MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
+
     def tell_doors(self) -> None:
         for door in self.doors:
             if door.policy is not self.settings.policy:
                 door.policy = self.settings.policy
-                door.hint.set()  # files that waited for a key may pass now
 
     def handle(self, event: Event) -> None:
         self._changed = True
@@ -124,7 +127,6 @@ class Daemon:
                 self.stop()
             case ReloadRequested():
                 self.settings.reload()
-                self.tell_doors()
 
     # From the doors to the queue
 
@@ -148,12 +150,12 @@ class Daemon:
                 verdicts[number] = None
                 try:
                     self.cancel(arrival.item.ref)
-                except Rejected as reason:
-                    verdicts[number] = reason
+                except UnknownJob as reason:  # in a full batch its job may stand behind it
+                    verdicts[number] = LATER if len(arrivals) == MAX_BATCH else reason
         return tuple(verdicts[number] for number in range(len(arrivals)))
 
     def accept(self, job: Job, raw: bytes) -> None:
-        if self.outputs.ended(job.ref) or self.spool.accept(job.ref, raw) is None:
+        if self.outputs.ended(job.ref) or not self.spool.accept(job.ref, raw):
             log.info("known already", job=str(job.ref))
             return
         self.turn.add(job.ref, job.header.priority)
@@ -176,9 +178,9 @@ class Daemon:
     # From the queue to the workers
 
     def hand_out(self) -> None:
-        """Give each idle worker the job whose turn it is."""
+        """Give each idle worker the job whose turn it is; no more at once, so that the loop stays quick."""
         for slot in self.slots.values():
-            while slot.state == "idle" and (ref := self.turn.next()) is not None:
+            if slot.state == "idle" and (ref := self.turn.next()) is not None:
                 self.turn.remove(ref)
                 self.start(slot, ref)
 
@@ -209,13 +211,14 @@ class Daemon:
     def hear(self, slot: Slot, message: Message) -> None:
         match message:
             case Ready():
-                slot.ready, slot.versions = True, message.versions
-                log.info("worker ready", worker=slot.name, device=message.device)
+                slot.ready = True
+                log.info("worker ready", worker=slot.name, device=message.device, versions=message.versions)
             case Progress() if slot.holds(message.job):
                 slot.progressed(message, self.settings.config, self.clock())
             case Ended() if slot.holds(message.job):
                 running = slot.ended()
-                assert running is not None
+                if message.failure and (message.failure.traceback or message.failure.try_again):
+                    slot.retire(self.executor)
                 self.attempt_over(running, message)
             case late:
                 log.info("ignored a late word", worker=slot.name, word=late.type)
@@ -224,7 +227,7 @@ class Daemon:
         ref = running.job.ref
         if ended.outcome is Outcome.SUCCEEDED:
             try:
-                self.outputs.seal(ref, ended.artifacts)
+                self.outputs.seal(ref, ended.artifacts, len(running.spec.seeds or ()))
                 self.ending.end(ref, Outcome.SUCCEEDED, running, ended)
             except MissingOutput as error:
                 self.ending.end(ref, Outcome.FAILED, running, ended, Failure.of(error))
@@ -257,7 +260,7 @@ class Daemon:
         """An attempt failed; has the job?"""
         job = running.job
         if worth_another_attempt(failure, running.attempt, self.settings.config.max_attempts):
-            self.spool.requeue(job.ref, failure.error["message"])
+            self.spool.requeue(job.ref, failure.error.message)
             self.turn.add(job.ref, job.header.priority, first=True)
         else:
             self.ending.end(job.ref, Outcome.FAILED, running, ended, failure)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from imagend import files
 from imagend.daemon.ending import Ending, load
 from imagend.daemon.retry import worth_another_attempt
 from imagend.errors import DaemonDied, Rejected
@@ -36,6 +37,7 @@ class Queued:
 
 def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -> list[Queued]:
     """Put things right and return the pending jobs in the order in which they were accepted."""
+    files.settle(outputs.root, depth=1)
     spool.sweep()
     for ticket in spool.tickets(State.ACTIVE) + spool.tickets(State.PENDING):
         if outputs.ended(ticket.ref):
@@ -61,6 +63,6 @@ def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:
         ending.end(ref, Outcome.CANCELLED)
     elif worth_another_attempt(failure, attempts, max_attempts):
         log.warning("requeued after a crash", job=str(ref), attempts=attempts)
-        spool.requeue(ref, failure.error["message"])
+        spool.requeue(ref, failure.error.message)
     else:
         ending.end(ref, Outcome.FAILED, failure=failure)

@@ -49,6 +49,11 @@ class Settings:
             self._keys = KeyFile(self.config.allowed_signers)
         log.info("configuration read again")
 
+    def read_keys(self) -> None:
+        """At start there is no older table to keep: raises BadKeys."""
+        if (signers := self._keys.changed()) is not None:
+            self.policy = Policy(self.config, signers)
+
     def reread_keys(self) -> None:
         """Take over a changed allowed_signers; costs one stat() when it has not changed."""
         try:

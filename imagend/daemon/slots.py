@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from imagend.config import Config
@@ -39,7 +39,6 @@ class Slot:
     up: bool = False
     ready: bool = False
     running: Running | None = None
-    versions: dict[str, str] = field(default_factory=dict)
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
     killed: ImagendError | None = None  # why, if it was us
@@ -48,7 +47,9 @@ class Slot:
     def state(self) -> str:
         if not self.up:
             return "down"
-        return "booting" if not self.ready else "busy" if self.running else "idle"
+        if not self.ready or self.killed:  # the dying get no new job, even if the last one ended in time
+            return "booting"
+        return "busy" if self.running else "idle"
 
     def tend(self, executor: Executor, config: Config, now: float) -> None:
         """Start what is down and due, kill what is silent or late. Called at every look around."""
@@ -56,11 +57,12 @@ class Slot:
             self.up, self.deadline = True, now + config.boot_limit_s
             executor.start(self.name)
         elif self.state == "booting" and now > self.deadline:
-            self._kill(executor, WorkerSilent(self.name, config.boot_limit_s))
+            self._kill(executor, WorkerSilent(self.name, config.boot_limit_s, "boot_limit_s"))
         elif self.running and now > self.running.until:
             self._kill(executor, TimeLimit(config.time_limit_s))
         elif self.running and now > self.deadline:
-            self._kill(executor, WorkerSilent(self.name, config.silence_limit_s))
+            limit = "cancel_grace_s" if self.running.cancelled else "silence_limit_s"
+            self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
 
     def _kill(self, executor: Executor, why: ImagendError) -> None:
         self.killed, self.deadline = why, NEVER
@@ -87,20 +89,23 @@ class Slot:
             self.running.cancelled, self.deadline = True, now + config.cancel_grace_s
             executor.send(self.name, Cancel(job=self.running.job.ref))
 
-    def let_go(self) -> Running | None:
-        running, self.running = self.running, None
+    def ended(self) -> Running:
+        """Hand back the job that the worker says has ended."""
+        running, self.running, self.deaths = self.running, None, 0
+        assert running is not None  # holds() said so
         return running
 
-    def ended(self) -> Running | None:
-        self.deaths = 0
-        return self.let_go()
+    def retire(self, executor: Executor) -> None:
+        """Replace a worker that met a bug or a fault of its device: its next job shall not meet it, too."""
+        self._kill(executor, WorkerDied(self.name, "replaced", 1))
 
     def died(self, now: float) -> Running | None:
         """Empty the slot and hand back the job it held, if any."""
         self.deaths += 1
         self.up = self.ready = False
         self.deadline = now + restart_delay_s(self.deaths)
-        return self.let_go()
+        running, self.running = self.running, None
+        return running
 
     def cause_of_death(self, exit_status: int, attempt: int) -> ImagendError:
         cause, self.killed = self.killed or WorkerDied(self.name, describe(exit_status), attempt), None

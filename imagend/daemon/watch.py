@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import structlog
 from watchdog.events import (
@@ -32,12 +32,19 @@ class _Hint(FileSystemEventHandler):
 
 
 def watch(inboxes: dict[Path, Event]) -> None:
-    """Set each inbox's event whenever something changes in it, for as long as this process lives."""
+    """Set each inbox's event whenever something changes in it, for as long as this process lives.
+
+    On a thread of its own: to look at an inbox may hang (NFS) or fail, and hints are only hints.
+    """
+    Thread(target=_watch, args=(inboxes,), name="watch", daemon=True).start()
+
+
+def _watch(inboxes: dict[Path, Event]) -> None:
     observer = Observer()
+    observer.daemon = True
+    observer.start()
     for inbox, hint in inboxes.items():
         try:
             observer.schedule(_Hint(hint), str(inbox), recursive=True, event_filter=_TELLING)
         except OSError as error:
             log.warning("inbox is not watched, only scanned", inbox=str(inbox), why=str(error))
-    observer.daemon = True
-    observer.start()

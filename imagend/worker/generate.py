@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from imagend.errors import OutOfMemory
+from imagend.errors import DeviceFailed, NoSpace, OutOfMemory
 from imagend.job import Artifact, Generate
 from imagend.worker import images
 from imagend.worker.encode import encode
@@ -30,14 +30,16 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, Interrupt."""
     spec = Generate.model_validate_json(json.dumps(spec_fields))
     assert spec.model is not None
-    with context.timed("model_loading"):
-        pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
-        context.pipelines.set_scheduler(spec.scheduler)
-    context.engine.update(context.pipelines.describe())
     try:
+        with context.timed("model_loading"):
+            pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
+            context.pipelines.set_scheduler(spec.scheduler)
+        context.engine.update(context.pipelines.describe())
         return _paint(spec, pipe, context)
     except torch.OutOfMemoryError:
         pass  # leave the except block first: its traceback keeps the tensors alive
+    except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
+        raise DeviceFailed(context.pipelines.device, str(error).splitlines()[0]) from None
     torch.cuda.empty_cache()
     raise OutOfMemory(context.pipelines.device, spec.width, spec.height)
 
@@ -49,6 +51,9 @@ def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
     painted: list[Artifact | Future[Artifact]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
         for index, seed in enumerate(spec.seeds):
+            for saved in painted:
+                if isinstance(saved, Future) and saved.done():
+                    saved.result()  # raises what it met, before more is painted in vain
             if (known := drafts.find(index)) is not None:
                 painted.append(known)
                 continue
@@ -91,7 +96,8 @@ def _call(
 
 def _recipe(spec: Generate, engine: dict[str, Any]) -> str:
     """A digest of all that decides the pixels: pictures of another recipe in the draft are painted again."""
-    return hashlib.sha256(json.dumps([spec.model_dump(mode="json"), engine], sort_keys=True).encode()).hexdigest()
+    deciding = {key: value for key, value in engine.items() if key != "device"}  # cuda:1 paints as cuda:0 does
+    return hashlib.sha256(json.dumps([spec.model_dump(mode="json"), deciding], sort_keys=True).encode()).hexdigest()
 
 
 class Drafts:
@@ -107,11 +113,20 @@ class Drafts:
             note = json.loads(self._note(index).read_bytes())
             artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
             whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
+            return artifact if whole and note["recipe"] == self._recipe else None
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
-        return artifact if whole and note["recipe"] == self._recipe else None
 
     def save(
+        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
+    ) -> Artifact:
+        """Write a picture durably, and a note of what it is. Raises NoSpace."""
+        try:
+            return self._save(image, index, seed, seconds, spec, engine)
+        except OSError as error:
+            raise NoSpace(error.strerror) from None
+
+    def _save(
         self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
     ) -> Artifact:
         path = self._folder / f"{index:04d}.png"

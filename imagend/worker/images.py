@@ -50,7 +50,7 @@ def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, 
     text = PngInfo()
     if spec.metadata == "full":
         text.add_itxt("parameters", infotext(spec, seed, engine))
-        text.add_itxt("imagend", json.dumps(item, ensure_ascii=False))
+        text.add_itxt("imagend", json.dumps(item, ensure_ascii=False, allow_nan=False))
     text.add_itxt("XML:com.adobe.xmp", _XMP)
     return text
 

@@ -54,9 +54,13 @@ class Worker:
         self._pipelines, self._say, self._package = pipelines, say, package
         self._context: Context | None = None
 
-    def attempt(self, run: Run) -> Ended:
+    def expect(self, run: Run) -> Context:
+        """From now on cancel() and stop() reach this job, also before attempt() begins."""
+        self._context = Context(run, self._pipelines, self._say)
+        return self._context
+
+    def attempt(self, run: Run, context: Context) -> Ended:
         """Run one job and say how it ended."""
-        self._context = context = Context(run, self._pipelines, self._say)
         try:
             kind = importlib.import_module(f"{self._package}.{run.kind}")
             artifacts: tuple[Artifact, ...] = kind.run(run.spec, context)
@@ -66,7 +70,8 @@ class Worker:
         except ImagendError as error:
             failure = Failure.of(error)
         except Exception as bug:
-            failure = Failure(error=Bug(type(bug).__name__).envelope(), traceback=traceback.format_exc())
+            where = "".join(traceback.format_tb(bug.__traceback__))  # without its message: a prompt may stand in it
+            failure = Failure.of(Bug(type(bug).__name__)).model_copy(update={"traceback": where})
         finally:
             self._context = None
         return self._ended(context, Outcome.FAILED, failure=failure)
@@ -97,30 +102,32 @@ class Worker:
 
 def serve(connection: socket.socket, pipelines: Pipelines, package: str = "imagend.worker") -> None:
     """Serve at the end of a socket until told to stop, or until the daemon is gone."""
-    runs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+    runs: queue.SimpleQueue[tuple[Run, Context] | None] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def say(message: Message) -> None:
         connection.sendall(messages.encode(message))
 
     def listen() -> None:
-        for line in connection.makefile("rb"):
-            match messages.decode(line):
-                case Run() as run:
-                    runs.put(run)
-                case Cancel(job=ref):
-                    worker.cancel(ref)
-                case Stop():
-                    stopping.set()
-                    worker.stop()
-                    runs.put(None)
-        os._exit(0)  # the daemon is gone; a new one must find the device free
+        try:
+            for line in connection.makefile("rb"):
+                match messages.decode(line):
+                    case Run() as run:
+                        runs.put((run, worker.expect(run)))
+                    case Cancel(job=ref):
+                        worker.cancel(ref)
+                    case Stop():
+                        stopping.set()
+                        worker.stop()
+                        runs.put(None)
+        finally:
+            os._exit(0)  # the daemon is gone or not to be understood; a new one must find the device free
 
     worker = Worker(pipelines, say, package)
     threading.Thread(target=listen, name="listen", daemon=True).start()
     say(Ready(device=pipelines.device, versions={"imagend": __version__, **pipelines.versions}))
-    while (run := runs.get()) is not None:
-        ended = worker.attempt(run)
+    while (job := runs.get()) is not None:
+        ended = worker.attempt(*job)
         if stopping.is_set() and ended.outcome is Outcome.CANCELLED:
             break  # not cancelled but released: say nothing, the daemon sees us go
         say(ended)

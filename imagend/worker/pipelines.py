@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ with warnings.catch_warnings():
     import diffusers
     import transformers
     from diffusers import StableDiffusionXLPipeline
+    from safetensors import SafetensorError
 
 from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
@@ -26,6 +28,10 @@ diffusers.utils.logging.disable_progress_bar()
 
 
 _DECIDING = ("torch", "diffusers", "transformers", "compel")  # what can change a picture's bits
+
+
+# what the libraries raise on files that are missing, cut, of another shape or for another library
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 class Pipelines:
@@ -59,7 +65,9 @@ class Pipelines:
             pipe = StableDiffusionXLPipeline.from_pretrained(
                 model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except _BROKEN as error:
             raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
         pipe.set_progress_bar_config(disable=True)
         self._pipe, self.model = pipe.to(self.device), model
@@ -99,4 +107,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

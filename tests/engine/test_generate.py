@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from engine_conftest import EMBEDDED, Painter
+from engine_conftest import EMBEDDED, REF, Painter
 from PIL import Image
 
+from imagend.errors import BrokenModel
 from imagend.job import Outcome
-from imagend.messages import Progress
+from imagend.messages import Progress, Run
+from imagend.models import Models
+from imagend.worker import images
+from imagend.worker.pipelines import Pipelines
 
 PROMPT = "a large red circle on a blue background"
 QUICK = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 4.0}
@@ -97,6 +102,8 @@ def test_every_known_scheduler_paints(painter: Painter, tmp_path: Path) -> None:
     for name in schedulers.NAMES:
         ended = painter.run(tmp_path / name, **QUICK | {"width": 64, "height": 64}, seed=1, scheduler=name)
         assert ended.outcome is Outcome.SUCCEEDED, (name, ended.failure)
+        chunk = Image.open(tmp_path / name / "0000.png").text["imagend"]  # type: ignore[attr-defined]
+        json.loads(chunk, parse_constant=pytest.fail)  # DPM-Solver's lambda_min_clipped is -inf, JSON has none
 
 
 def test_what_the_prompt_says_is_what_is_seen(painter: Painter, tmp_path: Path) -> None:
@@ -155,8 +162,6 @@ def test_a_draft_that_is_not_whole_or_not_ours_is_painted_again(
 
 
 def test_cancel_takes_effect_at_the_next_step_and_spares_the_next_job(painter: Painter, tmp_path: Path) -> None:
-    from engine_conftest import REF
-
     def cancel(message: Any) -> None:
         if isinstance(message, Progress) and message.step == 1:
             painter.worker.cancel(REF)
@@ -219,8 +224,8 @@ def test_out_of_memory_is_an_error_of_its_own_and_the_pipeline_lives(
     with monkeypatch.context() as patch:
         patch.setattr(unet, "forward", exhausted)
         ended = painter.run(tmp_path / "a", **QUICK)
-    assert ended.failure.error["code"] == "OUT_OF_MEMORY"
-    assert "128x128" in ended.failure.error["message"]
+    assert ended.failure.error.code == "OUT_OF_MEMORY"
+    assert "128x128" in ended.failure.error.message
     painter.run(tmp_path / "b", **QUICK, seed=7)
     assert (pixels(tmp_path / "b" / "0000.png") == plainly(plain, 7)).all()
 
@@ -238,8 +243,8 @@ def test_what_only_the_model_can_refuse(
 ) -> None:
     ended = painter.run(tmp_path, **(QUICK | fields))
     assert ended.outcome is Outcome.FAILED
-    assert ended.failure.error["code"] == code
-    assert words in ended.failure.error["message"]
+    assert ended.failure.error.code == code
+    assert words in ended.failure.error.message
     assert not ended.failure.try_again
 
 
@@ -248,17 +253,63 @@ def test_a_prompt_of_4000_tokens_paints(painter: Painter, tmp_path: Path) -> Non
     assert ended.outcome is Outcome.SUCCEEDED, ended.failure
 
 
-def test_a_broken_model_names_itself_and_harms_nothing(painter: Painter, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "nonsense"])
+def test_a_broken_model_names_itself(tmp_path: Path, component: str, harm: str) -> None:
+    broken = tmp_path / "diffusers" / "broken"
+    shutil.copytree(EMBEDDED, broken, ignore=shutil.ignore_patterns("*.py", "*.png"))
+    (weights,) = (broken / component).glob("*.safetensors")
+    match harm:
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "gone":
+            weights.unlink()
+        case "nonsense":
+            weights.write_bytes(b"no tensors here")
+    with pytest.raises(BrokenModel, match="'broken'"):
+        Pipelines("cpu", Models(tmp_path)).get("broken", lambda: None)
 
-    from imagend.errors import BrokenModel
-    from imagend.models import Models
-    from imagend.worker.pipelines import Pipelines
 
-    broken = tmp_path / "models" / "diffusers" / "broken"
-    shutil.copytree(EMBEDDED, broken)
-    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    pipelines = Pipelines("cpu", Models(tmp_path / "models"))
-    with pytest.raises(BrokenModel, match="broken"):
-        pipelines.get("broken", lambda: None)
+def test_a_full_disk_is_told_as_such(painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images, "save_png", full)
+    ended = painter.run(tmp_path, **QUICK, count=3)
+    assert ended.failure.error.code == "INSUFFICIENT_STORAGE"
+    assert "No space left" in ended.failure.error.message
+
+
+def test_a_lost_device_costs_an_attempt_and_not_the_job(
+    painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = painter.pipelines.get("shapes-xl", lambda: None).unet
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+
+    monkeypatch.setattr(unet, "forward", lost)
+    ended = painter.run(tmp_path, **QUICK)
+    assert ended.failure.try_again
+    assert "illegal memory access" in ended.failure.error.message
+
+
+def test_a_bug_is_logged_without_the_prompt(painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = painter.pipelines.get("shapes-xl", lambda: None).unet
+
+    def bug(*_: Any, **__: Any) -> None:
+        raise ValueError("".join(("can", "ary")))
+
+    monkeypatch.setattr(unet, "forward", bug)
+    ended = painter.run(tmp_path, **QUICK)
+    assert ended.failure.error.code == "INTERNAL"
+    assert "in bug" in ended.failure.traceback
+    assert "canary" not in ended.model_dump_json()
+
+
+def test_a_cancel_right_behind_the_job_is_not_lost(painter: Painter, tmp_path: Path) -> None:
+    spec = {"prompt": PROMPT, "model": "shapes-xl", "width": 64, "height": 64, "seeds": [1]}
+    run = Run(job=REF, kind="generate", spec=spec, folder=str(tmp_path))
+    context = painter.worker.expect(run)
+    painter.worker.cancel(REF)  # before the attempt has begun
+    assert painter.worker.attempt(run, context).outcome is Outcome.CANCELLED

@@ -266,3 +266,20 @@ def test_workers_are_those_that_are_named_or_one_somewhere() -> None:
     assert Config(workers={"a": "cuda:1", "b": "cpu"}).slots() == {"a": "cuda:1", "b": "cpu"}
     slots = Config().slots()
     assert slots == {"cpu0": "cpu"} or all(device == f"cuda:{name[3:]}" for name, device in slots.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("inboxes: [spool]", "whose files are no jobs"),
+        ("inboxes: [.]", "whose files are no jobs"),
+        ("inboxes: [spool/pending]", "lies among imagend's own files"),
+        ("inboxes: [outputs/inbox]", "lies among imagend's own files"),
+        ("inboxes: [a/inbox, a/inbox2]", "shares"),
+        ("inboxes: [a/inbox, a/inbox/b]", "lies in another inbox"),
+    ],
+)
+def test_an_inbox_in_a_wrong_place_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadConfig, match=words):
+        configuration.load(tmp_path / "config.yaml")

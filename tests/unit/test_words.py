@@ -105,7 +105,7 @@ def test_a_job_added_twice_keeps_its_place_and_priority() -> None:
 
 # retry.py
 
-DIED, SILENT, DOWN = WorkerDied("gpu0", "SIGSEGV", 1), WorkerSilent("gpu0", 600.0), DaemonDied(1)
+DIED, SILENT, DOWN = WorkerDied("gpu0", "SIGSEGV", 1), WorkerSilent("gpu0", 600.0, "silence_limit_s"), DaemonDied(1)
 PAINTED_OVER, NO_MEMORY = PromptTooLong("prompt", 5000, 4096), OutOfMemory("cuda:0", 2048, 2048)
 
 
@@ -394,7 +394,7 @@ def test_messages_cannot_be_changed() -> None:
 @pytest.mark.parametrize(("error", "again"), [(DIED, True), (DOWN, True), (NO_MEMORY, False), (PAINTED_OVER, False)])
 def test_a_failure_is_an_error_without_the_exception(error: ImagendError, again: bool) -> None:
     failure = Failure.of(error)
-    assert failure.error == error.envelope()
+    assert failure.error.model_dump() == error.envelope()
     assert failure.try_again is again
 
 
