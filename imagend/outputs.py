@@ -96,6 +96,12 @@ class Outputs:
         except FileNotFoundError:
             return False
 
+    def settle(self) -> None:
+        """Make durable what a dead process may have published or announced without living to sync it."""
+        files.settle(self.root, depth=1)
+        if (self.root / RESULTS).exists():
+            files.sync(self.root / RESULTS)
+
     def sweep(self, alive: set[Ref]) -> None:
         """Remove the drafts of jobs that are neither queued nor running."""
         for folder in self._drafts.glob("*/*"):

@@ -105,15 +105,20 @@ class Spool:
     def claim(self, ref: Ref) -> int:
         """Take a pending job; return which attempt this is, counting from 1.
 
-        The journal says so before the rename and the work: a job that kills the machine must run out of attempts.
+        The journal says so before the rename and the work: a job that kills the machine must run out of attempts. But a
+        claim that never got to its rename is taken up again, not counted twice.
         """
-        self.note(ref, "claimed", durable=True)
+        story = self.story(ref)
+        if story and story[-1]["event"] == "claimed":
+            files.sync(self._journal(ref))
+        else:
+            self.note(ref, "claimed", durable=True)
         self._move(ref, State.PENDING, State.ACTIVE)
         return self.attempts(ref)
 
     def requeue(self, ref: Ref, why: str) -> None:
         """An attempt failed; another may do."""
-        self.note(ref, "requeued", why=why)
+        self.note(ref, "requeued", durable=True, why=why)
         self._move(ref, State.ACTIVE, State.PENDING)
 
     def release(self, ref: Ref) -> None:
@@ -134,7 +139,9 @@ class Spool:
 
     def tickets(self, state: State) -> list[Ticket]:
         """The jobs in a state, in the order in which they were accepted."""
-        return sorted(self._scan(state))
+        found = sorted(self._scan(state))
+        self._latest = max(self._latest, found[-1].accepted if found else 0)  # whatever the clock says since
+        return found
 
     def read(self, ref: Ref) -> bytes:
         for state in State:
@@ -164,7 +171,7 @@ class Spool:
     # The journal
 
     def note(self, ref: Ref, event: str, durable: bool = False, **details: Any) -> None:
-        path = self.root / "journal" / ref.client / f"{ref.id}.jsonl"
+        path = self._journal(ref)
         files.make_folder(path.parent)
         line = {"at": round(time.time(), 3), "event": event, **details}
         files.append(path, json.dumps(line).encode(), durable=durable)
@@ -172,10 +179,14 @@ class Spool:
     def story(self, ref: Ref) -> list[dict[str, Any]]:
         """What happened to a job, oldest first; a line cut by a crash is left out."""
         try:
-            lines = (self.root / "journal" / ref.client / f"{ref.id}.jsonl").read_bytes().splitlines()
+            lines = self._journal(ref).read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+        story = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                story.append(json.loads(line))
+        return story
 
     def attempts(self, ref: Ref) -> int:
         events = [line["event"] for line in self.story(ref)]
@@ -183,6 +194,9 @@ class Spool:
 
     def cancel_wanted(self, ref: Ref) -> bool:
         return any(line["event"] == "cancel" for line in self.story(ref))
+
+    def _journal(self, ref: Ref) -> Path:
+        return self.root / "journal" / ref.client / f"{ref.id}.jsonl"
 
     def _path(self, state: State, ref: Ref) -> Path:
         return self.root / state / ref.client / f"{ref.id}.json"

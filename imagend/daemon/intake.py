@@ -295,10 +295,18 @@ def _free(folder: Path, name: str) -> Path:
     stem, suffix = (name[: -len(".json")], ".json") if name.endswith(".json") else (name, "")
     stem = os.fsdecode(os.fsencode(stem)[:200])
     candidate, number = folder / f"{stem}{suffix}", 1
-    while os.path.lexists(candidate) or os.path.lexists(_reason(candidate)):
+    while os.path.lexists(candidate) or (os.path.lexists(_reason(candidate)) and not _left_over(candidate)):
         number += 1
         candidate = folder / f"{stem}.{number}{suffix}"
     return candidate
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a crash came between the reason and the move of this very file."""
+    try:
+        return bool(json.loads(_reason(path).read_bytes())["file"] == path.name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _reason(path: Path) -> Path:

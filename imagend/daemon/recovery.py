@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from imagend import files
 from imagend.daemon.ending import Ending, load
 from imagend.daemon.retry import worth_another_attempt
 from imagend.errors import DaemonDied, Rejected
@@ -37,7 +36,7 @@ class Queued:
 
 def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -> list[Queued]:
     """Put things right and return the pending jobs in the order in which they were accepted."""
-    files.settle(outputs.root, depth=1)
+    outputs.settle()
     spool.sweep()
     for ticket in spool.tickets(State.ACTIVE) + spool.tickets(State.PENDING):
         if outputs.ended(ticket.ref):
