@@ -97,7 +97,7 @@ def test_submit_of_a_file(home: Home, source: str) -> None:
         ([], ["submit generate --prompt"]),
         (["--file", "no-such-file.json"], ["no-such-file.json"]),
         (["generate", "--prompt", "x", "--key", "no-such-key"], ["no-such-key", "imagend init"]),
-        (["generate", "--steps", "3"], ["--steps", "--help"]),
+        (["generate", "--steps", "3"], ["--steps", "imagend submit --help"]),
     ],
 )
 def test_submit_refuses_at_once_and_drops_nothing(home: Home, arguments: list[str], words: list[str]) -> None:

@@ -55,7 +55,10 @@ def run(argv: Sequence[str]) -> int:
             )
             module = importlib.import_module(f"imagend.cli.{name}")
             module.configure(command)
-    arguments = parser.parse_args(argv)
+            asked = command
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        asked.error(f"unrecognized arguments: {' '.join(unknown)}")  # names the command's own --help
     try:
         return int(module.run(arguments))
     except ImagendError as error:
