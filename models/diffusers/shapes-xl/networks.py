@@ -157,15 +157,46 @@ class PromptEncoder(nn.Module):
             pad_token_id=tokenizer.pad_token_id,
         )
 
-    def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Both encoders' penultimate states side by side, and the second's pooled embedding."""
-        ids_1, ids_2 = (
-            t(prompts, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt").input_ids
-            for t in self.tokenizers
-        )
-        one = self.one(ids_1, output_hidden_states=True)
-        two = self.two(ids_2, output_hidden_states=True)
-        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a saved pipeline."""
+        self.one.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
+        two = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+        self.two.load_state_dict(two.float().state_dict())
+
+    def forward(self, prompts: list[str], chunks: int = 1, nicely: bool = True) -> tuple[Tensor, Tensor]:
+        """Both encoders' penultimate states side by side, and the second's pooled embedding.
+
+        With several chunks each prompt is cut after every 75 tokens, or `nicely` at a full stop before that, as Compel
+        does it, and each chunk is embedded by itself; the pooled embedding knows the first 75 tokens only.
+        """
+        count, states, pooled = len(prompts), [], None
+        for tokenizer, encoder in zip(self.tokenizers, (self.one, self.two), strict=True):
+            texts = tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
+            stop = tokenizer.convert_tokens_to_ids(".</w>") if nicely else None
+            ids = torch.tensor([self._wrapped(tokenizer, part) for text in texts for part in cut(text, chunks, stop)])
+            made = encoder(ids, output_hidden_states=True)
+            states.append(made.hidden_states[-2].reshape(count, chunks * WINDOW, -1))
+            if encoder is self.two:
+                whole = torch.tensor([self._wrapped(tokenizer, text[: WINDOW - 2]) for text in texts])
+                pooled = made.text_embeds if chunks == 1 else encoder(whole).text_embeds
+        return torch.cat(states, -1), pooled
+
+    @staticmethod
+    def _wrapped(tokenizer: CLIPTokenizer, ids: list[int]) -> list[int]:
+        padding = [tokenizer.pad_token_id] * (WINDOW - 2 - len(ids))
+        return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
+
+
+def cut(ids: list[int], chunks: int, stop: int | None) -> list[list[int]]:
+    """Exactly so many chunks of at most 75 tokens, the last ones perhaps empty; after a `stop` where there is one."""
+    parts = []
+    for _ in range(chunks):
+        end = WINDOW - 2
+        if chunks > 1 and stop in ids[:end]:
+            end -= ids[:end][::-1].index(stop)
+        parts.append(ids[:end])
+        ids = ids[end:]
+    return parts
 
 
 def new_unet() -> UNet2DConditionModel:

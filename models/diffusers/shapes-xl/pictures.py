@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
+Size = tuple[int, int]
 
 COLOURS: dict[str, Colour] = {
     "red": (220, 30, 30),
@@ -34,8 +35,11 @@ SIZES = {"small": 0.16, "large": 0.34, "": 0.25}
 PAIR_RADIUS = 0.19
 PREFIXES = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "a photo of ", "masterpiece, best quality, ")
 
-# Drawn larger and shrunk: smooth edges without an antialiasing drawer.
-CANVAS = 256
+# Drawn larger by this factor and shrunk: smooth edges without an antialiasing drawer.
+OVERSIZE = 2
+# How often two things are drawn, and the sizes one thing is chosen from; the second of each is for fine-tuning.
+TWO = {False: 0.25, True: 0.4}
+ONE = {False: tuple(SIZES), True: ("small", "small", "large", "", "")}
 
 
 def draw_shape(
@@ -67,54 +71,63 @@ def named(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def sample(rng: random.Random, size: int = 128) -> tuple[Image.Image, str]:
-    """Invent a picture, one thing anywhere or (a quarter) two side by side, and its caption."""
+def sample(rng: random.Random, size: Size = (128, 128), hard: bool = False) -> tuple[Image.Image, str]:
+    """Invent a picture, one thing anywhere or (a quarter) two side by side, and its caption; size is (width, height).
+
+    `hard` asks for more pictures of two things and of small ones.
+    """
     background = rng.choice(list(COLOURS))
     ground = _jittered(rng, background)
-    image = Image.new("RGB", (CANVAS, CANVAS), ground)
+    image = Image.new("RGB", (OVERSIZE * size[0], OVERSIZE * size[1]), ground)
     draw = ImageDraw.Draw(image)
-    things = _draw_two if rng.random() < 0.25 else _draw_one
-    text = things(draw, rng, background, ground)
+    two = rng.random() < TWO[hard]
+    text = _draw_two(draw, rng, background, ground) if two else _draw_one(draw, rng, background, ground, ONE[hard])
     if rng.random() < 0.92:
         text += f" on {named(background)} background"
     if rng.random() < 0.12:  # the terse way: "red circle blue"
         text = text.replace(" on a ", " ").replace(" background", "").replace(" and", ",")
-    return image.resize((size, size), Image.Resampling.BOX), rng.choice(PREFIXES) + text
+    return image.resize(size, Image.Resampling.BOX), rng.choice(PREFIXES) + text
 
 
-def dataset(count: int, seed: int, size: int = 128) -> tuple[np.ndarray, list[str]]:
-    """The same pictures, as bytes (count, size, size, 3), and captions for the same seed."""
+def dataset(count: int, seed: int, size: Size = (128, 128), hard: bool = False) -> tuple[np.ndarray, list[str]]:
+    """The same pictures, as bytes (count, height, width, 3), and captions for the same seed."""
     rng = random.Random(seed)
-    images = np.empty((count, size, size, 3), np.uint8)
+    images = np.empty((count, size[1], size[0], 3), np.uint8)
     captions = []
     for i in range(count):
-        image, text = sample(rng, size)
+        image, text = sample(rng, size, hard)
         images[i] = np.asarray(image)
         captions.append(text)
     return images, captions
 
 
-def _draw_one(draw: ImageDraw.ImageDraw, rng: random.Random, background: str, ground: Colour) -> str:
+def _draw_one(
+    draw: ImageDraw.ImageDraw, rng: random.Random, background: str, ground: Colour, sizes: tuple[str, ...]
+) -> str:
+    width, height = draw.im.size
     colour = rng.choice([c for c in COLOURS if c != background])
     shape = rng.choice(SHAPES)
-    size = rng.choice(list(SIZES))
+    size = rng.choice(sizes)
     position = rng.choice(list(POSITIONS)) if rng.random() < 0.5 else ""
     dx, dy = POSITIONS.get(position, (0.0, 0.0))
     spread = 0.02 if position else 0.08
     x, y = 0.5 + dx + rng.uniform(-spread, spread), 0.5 + dy + rng.uniform(-spread, spread)
     radius = SIZES[size] * (1 + rng.uniform(-0.08, 0.08)) * (0.8 if dx or dy else 1.0)
-    draw_shape(draw, shape, CANVAS * x, CANVAS * y, CANVAS * radius, _jittered(rng, colour), ground)
+    radius *= min(width, height)
+    draw_shape(draw, shape, width * x, height * y, radius, _jittered(rng, colour), ground)
     return " ".join(w for w in (named(f"{size} {colour} {shape}".strip()), position) if w)
 
 
 def _draw_two(draw: ImageDraw.ImageDraw, rng: random.Random, background: str, ground: Colour) -> str:
+    width, height = draw.im.size
     names = []
     for dx in (-0.25, 0.25):
         colour = rng.choice([c for c in COLOURS if c != background])
         shape = rng.choice(SHAPES)
         x, y = 0.5 + dx + rng.uniform(-0.02, 0.02), 0.5 + rng.uniform(-0.05, 0.05)
         radius = PAIR_RADIUS * (1 + rng.uniform(-0.08, 0.08))
-        draw_shape(draw, shape, CANVAS * x, CANVAS * y, CANVAS * radius, _jittered(rng, colour), ground)
+        radius *= min(width, height)
+        draw_shape(draw, shape, width * x, height * y, radius, _jittered(rng, colour), ground)
         names.append(named(f"{colour} {shape}"))
     return " and ".join(names)
 

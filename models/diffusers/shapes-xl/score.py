@@ -231,9 +231,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--small", action="store_true", help='ask for "a small ..."')
     parser.add_argument("--two", action="store_true", help="ask for two things side by side, counted one by one")
-    parser.add_argument(
-        "--long", action="store_true", help="put the subject into a text beyond 77 tokens (needs compel)"
-    )
+    parser.add_argument("--long", action="store_true", help="put the subject into a text beyond 77 tokens, by compel")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if options.count < 1 or options.size % 8 or not 64 <= options.size <= 256:

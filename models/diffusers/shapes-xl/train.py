@@ -1,47 +1,50 @@
-"""Trains shapes-xl from nothing: tokenizers, VAE, UNet with both text encoders in two phases, half-precision export.
+"""Trains shapes-xl from nothing: tokenizers, VAE, UNet with both text encoders in three phases, half-precision export.
 
-Seeded and counted in steps. Nothing is read but this folder, nothing is written but OUT. Smoke run: --scale 0.005.
+Seeded and counted in steps. Nothing is read but this folder (and --from), nothing written but OUT, where the model lies
+after every 300 steps of a phase. Smoke run: --scale 0.005.
 """
 
 import argparse
-import time
-from dataclasses import dataclass, replace
+import copy
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from networks import NOISE, PromptEncoder, initialise_as_block_mean, new_unet, new_vae, train_tokenizers
-from pictures import dataset
-from torch import Tensor, nn
+from phases import Phase, Pool, Progress, descend, say, set_learning_rate, train_phase
+from pictures import Size, dataset
+from torch import Tensor
 
 SEED = 0
 VAE_PICTURES, UNET_PICTURES = 6000, 8000
-BATCH = 24
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of UNet training: how fast it learns, and what noise it sees.
-
-    A noise step is drawn as 1000 * u ** power with u uniform: below 1, noisy steps are drawn more often.
-    """
-
-    name: str
-    steps: int
-    warm_up: int
-    flat: float
-    offset_noise: float
-    power: float
-
-
 VAE_STEPS = 2393
 # The first phase learns colour and place but leaves backgrounds grey: the mean of a picture leaks through SDXL's
 # noise schedule. Offset noise and more noisy steps, in the second, cure that and bring the shapes.
+# The third brings other sizes and longer prompts, and more of what is hard: small things and two of them.
 PHASES = (
-    Phase("unet 1", 1000, warm_up=100, flat=0.4, offset_noise=0.05, power=1.0),
-    Phase("unet 2", 2018, warm_up=40, flat=0.3, offset_noise=0.25, power=0.7),
+    Phase("phase1", 1000, (1.2e-3, 6e-4), warm_up=100, flat=0.4, offset_noise=0.05, power=1.0),
+    Phase("phase2", 2018, (1.2e-3, 6e-4), warm_up=40, flat=0.3, offset_noise=0.25, power=0.7),
+    Phase("phase3", 1700, (7e-4, 3.5e-4), warm_up=40, flat=0.4, offset_noise=0.25, power=0.7, mixed=True),
 )
+STAGES = ("vae", *(phase.name for phase in PHASES))
+# Of the third phase, (width, height): how many pictures, and how often a batch is of that size.
+SIZES: dict[Size, tuple[int, int]] = {
+    (128, 128): (6000, 48),
+    (64, 64): (3000, 9),
+    (96, 96): (2500, 9),
+    (160, 160): (1200, 6),
+    (192, 192): (1200, 10),
+    (256, 256): (1000, 10),
+    (192, 128): (600, 2),
+    (128, 192): (600, 2),
+    (160, 96): (600, 2),
+    (96, 160): (600, 2),
+}
 
 
 def train_vae(steps: int, count: int) -> AutoencoderKL:
@@ -80,115 +83,59 @@ def finish_vae(vae: AutoencoderKL, pixels: Tensor) -> AutoencoderKL:
     return vae
 
 
-def train_phase(phase: Phase, unet: nn.Module, encoder: PromptEncoder, latents: Tensor, captions: list[str]) -> None:
-    """Predict the noise; the averaged (EMA) weights stay in both networks."""
-    alphas = DDPMScheduler(**NOISE).alphas_cumprod
-    text_parameters, parameters = list(encoder.parameters()), [*unet.parameters(), *encoder.parameters()]
-    average = [p.detach().clone() for p in parameters]
-    groups = [{"params": list(unet.parameters())}, {"params": text_parameters}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99))
-    time_ids = torch.tensor([128, 128, 0, 0, 128, 128.0]).expand(BATCH, 6)  # original size, crop, target size
-    report = Progress(phase.name, phase.steps)
-    for step in range(phase.steps):
-        set_learning_rate(optimizer, (1.2e-3, 6e-4), step, phase.steps, warm_up=phase.warm_up, flat=phase.flat)
-        chosen = torch.randint(0, len(latents), (BATCH,))
-        hidden, pooled = dropped(encoder, [captions[i] for i in chosen.tolist()])
-        noisy, noise, t, weight = noised(latents[chosen], alphas, phase)
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        predicted = unet(noisy, t, hidden, added_cond_kwargs=conditions).sample
-        error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
-        descend((error * weight).mean(), optimizer, parameters)
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(0.998, (2 + step) / (11 + step)))
-        report(step, error.mean())
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.copy_(mean)
-
-
-def dropped(encoder: PromptEncoder, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Embed, some prompts as empty, some as zeros: guidance compares with the one or the other, by who calls."""
-    fate = torch.rand(len(prompts))
-    hidden, pooled = encoder(["" if f < 0.05 else p for p, f in zip(prompts, fate.tolist(), strict=True)])
-    keep = 1 - ((fate >= 0.05) & (fate < 0.12)).float()
-    return hidden * keep[:, None, None], pooled * keep[:, None]
-
-
-def noised(latents: Tensor, alphas: Tensor, phase: Phase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noisy latents, their noise with an offset per channel, the noise steps, and half plain, half min-SNR weights."""
-    count = len(latents)
-    noise = torch.randn_like(latents) + phase.offset_noise * torch.randn(count, 4, 1, 1)
-    t = (1000 * torch.rand(count) ** phase.power).long().clamp(0, 999)
-    alpha = alphas[t].view(count, 1, 1, 1)
-    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    snr = (alpha / (1 - alpha)).flatten()
-    return noisy, noise, t, 0.5 + 0.5 * snr.clamp(max=5) / snr
-
-
-def train(out: Path, scale: float) -> None:
-    """All stages; from save_pretrained on, the model is there."""
+def train(out: Path, scale: float, start: str, source: Path | None) -> None:
+    """The stages from `start` on; what comes before is read from `source`. After each phase the model is in `out`."""
 
     def scaled(number: int, least: int = 2) -> int:
         return max(least, round(number * scale))
 
     out.mkdir(parents=True, exist_ok=True)
-    vae = train_vae(scaled(VAE_STEPS), min(VAE_PICTURES, scaled(VAE_PICTURES, 500)))
-    images, captions = dataset(min(UNET_PICTURES, scaled(UNET_PICTURES, 100)), seed=7)
-    latents = encode_all(vae, as_tensor(images)) * vae.config.scaling_factor
-    train_tokenizers(out, captions[:4000])
+    if source is None:
+        vae = train_vae(scaled(VAE_STEPS), scaled(VAE_PICTURES, 500))
+        train_tokenizers(out, dataset(4000, seed=7)[1])
+        source = out
+    else:
+        vae = AutoencoderKL.from_pretrained(source / "vae").float()
     torch.manual_seed(SEED)
-    encoder, unet = PromptEncoder(out), new_unet()
-    for phase in PHASES:
-        train_phase(replace(phase, steps=scaled(phase.steps)), unet, encoder, latents, captions)
+    encoder, unet = PromptEncoder(source), new_unet()
+    if start not in STAGES[:2]:
+        encoder.load(source)
+        unet = UNet2DConditionModel.from_pretrained(source / "unet").float()
+    for phase in PHASES[max(0, STAGES.index(start) - 1) :]:
+        sizes = SIZES if phase.mixed else {(128, 128): (UNET_PICTURES, 1)}
+        pools = [encoded(vae, size, scaled(n, 100), w, hard=phase.mixed) for size, (n, w) in sizes.items()]
+
+        def keep(step: int, name: str = phase.name) -> None:
+            say(f"{name}: kept after step {step}")
+            export(out, vae, encoder, unet)
+
+        torch.manual_seed(SEED + 1)
+        train_phase(phase, scaled(phase.steps), unet, encoder, pools, keep)
+
+
+def encoded(vae: AutoencoderKL, size: Size, count: int, weight: int, hard: bool) -> Pool:
+    """Draw pictures and encode them."""
+    images, captions = dataset(count, 1000 * size[0] + size[1] if hard else 7, size, hard)
+    batch = max(2, round(20 * 128**2 / (size[0] * size[1])))
+    return Pool(size, encode_all(vae, as_tensor(images), batch) * vae.config.scaling_factor, captions, weight)
+
+
+def export(out: Path, vae: AutoencoderKL, encoder: PromptEncoder, unet: UNet2DConditionModel) -> None:
+    """Save in half precision; what was given stays as it is."""
+    half = [copy.deepcopy(part).half() for part in (vae, encoder.one, encoder.two, unet)]
+    for part in (half[0], half[3]):
+        part.register_to_config(_name_or_path="")  # else a path of this machine
     StableDiffusionXLPipeline(
-        vae=vae.half(),
-        text_encoder=encoder.one.half(),
-        text_encoder_2=encoder.two.half(),
+        vae=half[0],
+        text_encoder=half[1],
+        text_encoder_2=half[2],
         tokenizer=encoder.tokenizers[0],
         tokenizer_2=encoder.tokenizers[1],
-        unet=unet.half(),
+        unet=half[3],
         scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="trailing", steps_offset=1),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     ).save_pretrained(out)
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-class Progress:
-    """Prints a stage's mean figure every so often."""
-
-    def __init__(self, stage: str, steps: int) -> None:
-        self.stage, self.steps, self.every = stage, steps, max(1, min(100, steps // 4))
-        self.started = time.monotonic()
-        self.recent: list[float] = []
-
-    def __call__(self, step: int, figure: Tensor) -> None:
-        self.recent.append(float(figure.detach()))
-        if (step + 1) % self.every == 0:
-            mean = sum(self.recent) / len(self.recent)
-            say(f"{self.stage}: step {step + 1}/{self.steps} {time.monotonic() - self.started:.0f} s loss {mean:.4f}")
-            self.recent.clear()
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, peaks: tuple[float, ...], step: int, steps: int, *, warm_up: int, flat: float
-) -> None:
-    """Warm up, hold for the share `flat` of the run, then fall in a line to 2 %; a peak for each parameter group."""
-    done = step / steps
-    share = min(1.0, (step + 1) / warm_up) * (1.0 if done < flat else max(0.02, (1 - done) / (1 - flat)))
-    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        group["lr"] = peak * share
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """One optimizer step, with the gradient's length limited to 1."""
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
 
 
 def as_tensor(images: object) -> Tensor:
@@ -210,9 +157,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline; made if absent")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply the step counts; for trying out (default 1)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--start", choices=STAGES, default=STAGES[0], help="first stage to run (default: all of them)")
+    parser.add_argument("--from", dest="source", type=Path, help="model with the weights of the stages before --start")
     options = parser.parse_args()
+    if (options.start != STAGES[0]) != (options.source is not None):
+        parser.error("--start and --from belong together")
     torch.set_num_threads(options.threads)
-    train(options.out, options.scale)
+    train(options.out, options.scale, options.start, options.source)
 
 
 if __name__ == "__main__":
