@@ -159,7 +159,9 @@ class Spool:
 
         First of all, what we see becomes durable: the dead may have renamed it and not lived to sync it.
         """
-        files.settle(self.root, depth=2)
+        files.settle(self.root, depth=0)
+        for folder in (*State, "journal"):  # not all of spool/: an inbox is its clients' and may hang or refuse us
+            files.settle(self.root / folder, depth=1)
         for state in (State.PENDING, State.ACTIVE):
             for path in (self.root / state).glob("*/.*.tmp"):
                 path.unlink()

@@ -821,3 +821,16 @@ def test_a_folder_swapped_for_a_link_does_not_lead_out_of_the_inbox(home: Home, 
     door.settle(arrival, None)
     door.settle(arrival, InvalidJob("no"))
     assert (treasure / "a.json").read_bytes() == raw
+
+
+@pytest.mark.parametrize("content", ["a pipe", "900,000 brackets"])
+def test_what_lies_in_the_place_of_a_reason_holds_nobody_up(home: Home, door: Door, content: str) -> None:
+    rejected = home.config.inboxes[0].parent / "rejected"
+    rejected.mkdir()
+    if content == "a pipe":
+        os.mkfifo(rejected / "x.json.reason.json")
+    else:
+        (rejected / "x.json.reason.json").write_bytes(b"[" * 900_000)
+    home.put(home.sealed(widht=1), "x.json")
+    assert door.look(0.0) == ()
+    assert "width" in home.reason("x.2.json")["message"]

@@ -304,8 +304,9 @@ def _free(folder: Path, name: str) -> Path:
 def _left_over(path: Path) -> bool:
     """Whether a crash came between the reason and the move of this very file."""
     try:
-        return bool(json.loads(_reason(path).read_bytes())["file"] == path.name)
-    except (OSError, ValueError, KeyError, TypeError):
+        raw, _ = files.read_untrusted(_reason(path), MAX_JOB_BYTES)  # perhaps a stranger's file of that name
+        return bool(json.loads(raw)["file"] == path.name)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

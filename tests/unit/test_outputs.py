@@ -1,0 +1,272 @@
+"""Results on disk: a draft is anything, an output is whole. Crashes in between are tests/test_crash.py's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagend.errors import MissingOutput
+from imagend.job import Artifact, Manifest, Outcome, Ref
+from imagend.outputs import RESULTS, Outputs
+
+REF = Ref("alice", "a" * 20)
+OTHER = Ref("bob", "b" * 20)
+MOMENT = datetime(2026, 11, 20, 15, tzinfo=UTC)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    outputs = Outputs(tmp_path / "outputs")
+    outputs.open()
+    return outputs
+
+
+def artifact(file: str, data: bytes = b"picture") -> Artifact:
+    digest = hashlib.sha256(data).hexdigest()
+    return Artifact(
+        index=0,
+        file=file,
+        width=8,
+        height=8,
+        size=len(data),
+        sha256=digest,
+        pixels_sha256=digest,
+        seed=7,
+        seconds=0.5,
+    )
+
+
+def manifest(ref: Ref = REF, *artifacts: Artifact, **fields: Any) -> Manifest:
+    base: dict[str, Any] = {
+        "schema": "imagend.manifest/v1",
+        "id": ref.id,
+        "client": ref.client,
+        "kind": "generate",
+        "outcome": Outcome.SUCCEEDED,
+        "issued_at": MOMENT,
+        "accepted_at": MOMENT,
+        "ended_at": MOMENT,
+        "attempts": 1,
+        "spec": {"prompt": "a red circle"},
+        "artifacts": artifacts,
+    }
+    return Manifest(**(base | fields))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def told(outputs: Outputs) -> list[str]:
+    """The ids in the feed, as a careful reader finds them."""
+    ids = []
+    for line in (outputs.root / RESULTS).read_bytes().splitlines():
+        try:
+            ids.append(json.loads(line)["id"])
+        except ValueError:
+            continue
+    return ids
+
+
+# Drafts
+
+
+def test_a_draft_is_kept_between_attempts_and_daemons(outputs: Outputs) -> None:
+    (outputs.draft(REF) / "0000.png").write_bytes(b"picture")
+    again = Outputs(outputs.root)
+    again.open()
+    again.sweep({REF})
+    assert names(again.draft(REF)) == ["0000.png"]
+    assert not again.ended(REF)
+
+
+def test_only_drafts_of_the_dead_are_swept(outputs: Outputs) -> None:
+    mate = Ref(REF.client, "c" * 20)
+    for ref in (REF, mate, OTHER):
+        (outputs.draft(ref) / "0000.png").write_bytes(b"picture")
+    outputs.publish(OTHER, manifest(OTHER, artifact("0000.png")))
+    outputs.sweep({mate})
+    assert names(outputs.root / ".drafts" / REF.client) == [mate.id]
+    assert names(outputs.draft(mate)) == ["0000.png"]
+    assert outputs.ended(OTHER)
+
+
+def test_an_emptied_draft_is_empty(outputs: Outputs) -> None:
+    folder = outputs.draft(REF)
+    (folder / "0000.png").write_bytes(b"picture")
+    (folder / "deep" / "er").mkdir(parents=True)
+    outputs.empty_draft(REF)
+    assert names(folder) == []
+
+
+# Sealing
+
+
+def test_seal_keeps_what_was_told_of_and_nothing_else(outputs: Outputs, tmp_path: Path) -> None:
+    folder = outputs.draft(REF)
+    for name in ("0000.png", "0001.png", "0002.png", ".0000.json", ".0003.png.tmp", "manifest.json"):
+        (folder / name).write_bytes(b"picture")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "file").touch()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    (folder / "link").symlink_to(precious)
+    outputs.seal(REF, [artifact("0000.png"), artifact("0001.png")], 2)
+    assert names(folder) == ["0000.png", "0001.png"]
+    assert names(precious) == ["file"]
+
+
+def test_seal_refuses_what_is_missing(outputs: Outputs) -> None:
+    with pytest.raises(MissingOutput, match=r"0000\.png"):
+        outputs.seal(REF, [artifact("0000.png")], 1)
+
+
+def test_seal_refuses_changed_bytes(outputs: Outputs) -> None:
+    (outputs.draft(REF) / "0000.png").write_bytes(b"PICTURE")
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, [artifact("0000.png")], 1)
+
+
+@pytest.mark.parametrize("files", [["0000.png"], ["0000.png"] * 2, ["0000.png", "0001.png", "0002.png"]])
+def test_seal_refuses_another_number_than_was_asked_for(outputs: Outputs, files: list[str]) -> None:
+    for name in files:
+        (outputs.draft(REF) / name).write_bytes(b"picture")
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, [artifact(name) for name in files], 2)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "folder", "pipe"])
+def test_seal_refuses_what_is_no_regular_file(outputs: Outputs, tmp_path: Path, kind: str) -> None:
+    path, elsewhere = outputs.draft(REF) / "0000.png", tmp_path / "elsewhere.png"
+    elsewhere.write_bytes(b"picture")
+    match kind:
+        case "symlink":
+            path.symlink_to(elsewhere)
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, [artifact("0000.png")], 1)
+
+
+@pytest.mark.parametrize("name", ["../0000.png", "manifest.json", "0000.PNG", "0000.png\n", "00000.png", "", "."])
+def test_seal_refuses_names_that_no_worker_may_choose(outputs: Outputs, name: str) -> None:
+    path = outputs.draft(REF) / name
+    if not path.is_dir():
+        path.write_bytes(b"picture")  # the name alone must not pass
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, [artifact(name)], 1)
+
+
+def test_seal_refuses_an_absolute_name(outputs: Outputs, tmp_path: Path) -> None:
+    path = tmp_path / "0000.png"
+    path.write_bytes(b"picture")
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, [artifact(str(path))], 1)
+
+
+# Publishing
+
+
+def test_publish_moves_the_draft_out_with_its_manifest(outputs: Outputs) -> None:
+    (outputs.draft(REF) / "0000.png").write_bytes(b"picture")
+    assert not outputs.ended(REF)
+    outputs.publish(REF, manifest(REF, artifact("0000.png"), label="shot 12"))
+    assert outputs.ended(REF)
+    assert not outputs.ended(OTHER)
+    assert names(outputs.root / REF.client / REF.id) == ["0000.png", "manifest.json"]
+    assert names(outputs.root / ".drafts" / REF.client) == []
+    written = (outputs.root / REF.client / REF.id / "manifest.json").read_bytes()
+    assert Manifest.model_validate_json(written) == manifest(REF, artifact("0000.png"), label="shot 12")
+    assert outputs.manifest(REF) == json.loads(written)
+    assert outputs.manifest(REF)["schema"] == "imagend.manifest/v1"
+    assert b"null" not in written
+
+
+def test_publish_twice_is_once(outputs: Outputs) -> None:
+    outputs.publish(REF, manifest(REF, label="first"))
+    (outputs.draft(REF) / "0000.png").write_bytes(b"late")
+    outputs.publish(REF, manifest(REF, label="second"))
+    assert outputs.manifest(REF)["label"] == "first"
+    assert names(outputs.root / REF.client / REF.id) == ["manifest.json"]
+
+
+def test_what_is_not_ours_in_the_place_of_a_result_neither_stops_us_nor_is_lost(outputs: Outputs) -> None:
+    place = outputs.root / REF.client / REF.id
+    place.mkdir(parents=True)
+    (place / "precious").touch()
+    outputs.publish(REF, manifest())
+    assert names(place) == ["manifest.json"]
+    assert [path.parent.parent for path in outputs.root.rglob("precious")] == [place.parent]
+
+
+# The feed
+
+
+def end(outputs: Outputs, ref: Ref, *artifacts: Artifact, **fields: Any) -> None:
+    outputs.publish(ref, manifest(ref, *artifacts, **fields))
+
+
+def test_the_feed_has_a_line_per_ended_job(outputs: Outputs) -> None:
+    assert not outputs.announced(REF)
+    end(outputs, REF, artifact("0000.png"), label="shot 12")
+    end(outputs, OTHER, outcome=Outcome.FAILED, error={"code": "TIMEOUT", "message": "late"})
+    outputs.announce(REF)
+    outputs.announce(OTHER)
+    first, second = map(json.loads, (outputs.root / RESULTS).read_text().splitlines())
+    assert datetime.fromisoformat(first.pop("ended_at")) == MOMENT
+    assert first == {
+        "id": REF.id,
+        "client": "alice",
+        "kind": "generate",
+        "outcome": "succeeded",
+        "label": "shot 12",
+        "manifest": f"alice/{REF.id}/manifest.json",
+        "files": ["0000.png"],
+        "code": None,
+    }
+    assert (second["outcome"], second["code"], second["files"]) == ("failed", "TIMEOUT", [])
+    assert outputs.announced(REF)
+    assert outputs.announced(OTHER)
+    assert not outputs.announced(Ref("alice", "c" * 20))
+
+
+def test_a_feed_cut_anywhere_is_mended_and_tells_of_each_job_once(outputs: Outputs) -> None:
+    feed = outputs.root / RESULTS
+    end(outputs, OTHER)
+    end(outputs, REF, label='a "quoted" {braced} label')
+    outputs.announce(OTHER)
+    first = feed.read_bytes()
+    outputs.announce(REF)
+    whole = feed.read_bytes()
+    for length in range(len(first), len(whole) + 1):
+        feed.write_bytes(whole[:length])
+        if not outputs.announced(REF):
+            outputs.announce(REF)
+        assert outputs.announced(REF)
+        assert told(outputs) == [OTHER.id, REF.id], f"after {whole[len(first) : length]!r}"
+
+
+def test_a_label_that_is_another_jobs_id_does_not_announce_that_job(outputs: Outputs) -> None:
+    end(outputs, OTHER, label=REF.id)
+    outputs.announce(OTHER)
+    assert not outputs.announced(REF)
+
+
+def test_the_end_of_a_long_feed_is_found(outputs: Outputs) -> None:
+    end(outputs, REF)
+    end(outputs, OTHER)
+    outputs.announce(OTHER)
+    line = (outputs.root / RESULTS).read_bytes()
+    (outputs.root / RESULTS).write_bytes(line * (3_000_000 // len(line)))
+    assert not outputs.announced(REF)
+    outputs.announce(REF)
+    assert outputs.announced(REF)
