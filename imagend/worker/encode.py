@@ -54,7 +54,7 @@ def encode(
             "negative_prompt_embeds": negative.joined(parts[1], length) if negative else torch.zeros_like(embeds),
             "negative_pooled_prompt_embeds": negative.pooled() if negative else torch.zeros_like(pooled),
         }
-    device, dtype = pipe._execution_device, pipe.text_encoder_2.dtype
+    device, dtype = get_module_execution_device(pipe.text_encoder_2), pipe.text_encoder_2.dtype
     return {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
 
 
