@@ -49,9 +49,10 @@ def per_job(here: Place, pipe: Any, rounds: int = 40) -> dict[str, float]:
     return {"bare_ms": plain, "more_ms": more}
 
 
-def per_picture(here: Place, pipe: Any, rounds: int = 5, pictures: int = 6) -> dict[str, float]:
+def per_picture(here: Place, pipe: Any, rounds: int = 7, pictures: int = 4) -> dict[str, float]:
     """For pictures of about a second: how much longer one takes within a job of several."""
     size = 256
+    bare(pipe, range(1), size, 10)
     steps = max(1, min(150, round(10 / bare(pipe, range(1), size, 10))))
     pairs = []
     for _ in range(rounds):

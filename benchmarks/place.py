@@ -47,7 +47,7 @@ class Place:
         """The manifest, as soon as it is there."""
         path = self.config.outputs / ref.client / ref.id / "manifest.json"
         while not path.exists():
-            time.sleep(0.0005)
+            time.sleep(0.002)
         manifest: dict[str, Any] = json.loads(path.read_text())
         assert manifest["outcome"] == "succeeded", manifest
         return manifest

@@ -34,7 +34,7 @@ class Painter:
         self.pipelines = Pipelines("cpu", self.models)
         self.said: list[Message] = []
         self.hear: Any = None
-        self.worker = Worker(self.pipelines, self._say)
+        self.worker = Worker(self.pipelines, self._say, interval_s=0.0)
 
     def _say(self, message: Message) -> None:
         self.said.append(message)

@@ -23,20 +23,29 @@ if TYPE_CHECKING:
     from imagend.worker.pipelines import Pipelines
 
 
+PROGRESS_INTERVAL_S = 0.1
+"""Steps are told of at most this often."""
+
+
 class Context:
     """What a kind may use besides its spec. `progress` is heartbeat and cancel point in one."""
 
-    def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None]) -> None:
+    def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None], interval_s: float) -> None:
         self.job, self.folder, self.pipelines = run.job, Path(run.folder), pipelines
         self.timings: dict[str, float] = {}
         self.engine: dict[str, Any] = {}
         self.interrupted = threading.Event()
-        self._say = say
+        self._say, self._interval_s = say, interval_s
+        self._said_at = 0.0
 
     def progress(self, stage: str, picture: int = 0, pictures: int = 0, step: int = 0, steps: int = 0) -> None:
         """Say how far we are. Raises Interrupt when the job was cancelled or the worker is to stop."""
         if self.interrupted.is_set():
             raise Interrupt
+        now = time.monotonic()
+        if 0 < step < steps and now - self._said_at < self._interval_s:
+            return  # a small model makes a hundred steps a second; nobody can read that, and it costs the painter time
+        self._said_at = now
         self._say(Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps))
 
     @contextmanager
@@ -50,13 +59,19 @@ class Context:
 
 
 class Worker:
-    def __init__(self, pipelines: Pipelines, say: Callable[[Message], None], package: str = "imagend.worker") -> None:
-        self._pipelines, self._say, self._package = pipelines, say, package
+    def __init__(
+        self,
+        pipelines: Pipelines,
+        say: Callable[[Message], None],
+        package: str = "imagend.worker",
+        interval_s: float = PROGRESS_INTERVAL_S,
+    ) -> None:
+        self._pipelines, self._say, self._package, self._interval_s = pipelines, say, package, interval_s
         self._context: Context | None = None
 
     def expect(self, run: Run) -> Context:
         """From now on cancel() and stop() reach this job, also before attempt() begins."""
-        self._context = Context(run, self._pipelines, self._say)
+        self._context = Context(run, self._pipelines, self._say, self._interval_s)
         return self._context
 
     def attempt(self, run: Run, context: Context) -> Ended:
