@@ -53,7 +53,8 @@ class Outcome(enum.StrEnum):
 class Frozen(BaseModel):
     """Never changes, refuses fields it does not know, converts nothing silently, holds no NaN and no infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Built when first used: `imagend status` needs few of them, and it must be quick.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def _moment(text: object) -> object:

@@ -16,13 +16,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagend import files
 from imagend.errors import SpoolLocked, SpoolUnusable
 from imagend.job import Ref
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 VERSION = 1
 STATUS = "status.json"
@@ -57,6 +58,8 @@ class Spool:
         for folder in (*State, "journal"):
             files.make_folder(self.root / folder)
         self._check_version()
+        from filelock import FileLock, Timeout  # here: commands that only look need neither
+
         lock = FileLock(self.root / ".lock", timeout=0, fallback_to_soft=False)  # a soft lock outlives its holder
         try:
             lock.acquire()
