@@ -57,7 +57,7 @@ def _loud(capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_every_way_an_attempt_can_end(home: Home, prompt: str, outcome: str, code: str | None, attempts: int) -> None:
     ref, after = home.drop("a.json", prompt=prompt), home.drop("b.json", prompt="paint")
-    daemon = home.daemon(local, silence_limit_s=1.0, max_attempts=2)
+    daemon = home.daemon(local, silence_limit_s=2.0 if prompt == "hang" else 60.0, max_attempts=2)
     run_until_idle(daemon)
     end(daemon)
     manifest = home.manifest(ref)
