@@ -22,7 +22,6 @@ def sync(path: Path) -> None:
 
 def settle(root: Path, depth: int) -> None:
     """Make durable what an earlier process may have renamed or created in `root` and died before it could sync."""
-    sync(root.parent)
     sync(root)
     if depth:
         for path in root.iterdir():

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from imagend import prompt as prompts
 from imagend import schedulers
-from imagend.prompt import PromptSyntax
+from imagend.prompt_tree import PromptSyntax
 
 JOB_SCHEMA = "imagend.job/v1"
 MAX_JOB_BYTES = 64 * 1024

@@ -98,6 +98,7 @@ class Outputs:
 
     def settle(self) -> None:
         """Make durable what a dead process may have published or announced without living to sync it."""
+        files.sync(self.root.parent)
         files.settle(self.root, depth=1)
         if (self.root / RESULTS).exists():
             files.sync(self.root / RESULTS)

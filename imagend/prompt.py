@@ -10,14 +10,7 @@ import re
 
 from imagend.compel_syntax import compel
 from imagend.prompt_tree import (
-    MAX_BLEND,
-    MAX_BLOCKS,
     MAX_CHARACTERS,
-    MAX_NESTING,
-    MAX_WEIGHT,
-    MIN_WEIGHT,
-    Fragment,
-    Join,
     Piece,
     Prompt,
     PromptSyntax,
@@ -27,20 +20,6 @@ from imagend.prompt_tree import (
     fuse,
     unweighted,
 )
-
-__all__ = [
-    "MAX_BLEND",
-    "MAX_BLOCKS",
-    "MAX_CHARACTERS",
-    "MAX_NESTING",
-    "MAX_WEIGHT",
-    "MIN_WEIGHT",
-    "Fragment",
-    "Join",
-    "Prompt",
-    "PromptSyntax",
-    "parse",
-]
 
 
 def parse(text: str, syntax: PromptSyntax) -> Prompt:

@@ -111,13 +111,14 @@ class Spool:
         The journal says so before the rename and the work: a job that kills the machine must run out of attempts. But a
         claim that never got to its rename is taken up again, not counted twice.
         """
-        story = self.story(ref)
-        if story and story[-1]["event"] == "claimed":
+        events = self._events(ref)
+        if events[-1:] == ["claimed"]:
             files.sync(self._journal(ref))
         else:
             self.note(ref, "claimed", durable=True)
+            events.append("claimed")
         self._move(ref, State.PENDING, State.ACTIVE)
-        return self.attempts(ref)
+        return _attempts(events)
 
     def requeue(self, ref: Ref, why: str) -> None:
         """An attempt failed; another may do."""
@@ -162,7 +163,8 @@ class Spool:
 
         First of all, what we see becomes durable: the dead may have renamed it and not lived to sync it.
         """
-        files.settle(self.root, depth=0)
+        files.sync(self.root.parent)
+        files.sync(self.root)
         for folder in (*State, "journal"):  # not all of spool/: an inbox is its clients' and may hang or refuse us
             files.settle(self.root / folder, depth=1)
         for state in (State.PENDING, State.ACTIVE):
@@ -194,11 +196,13 @@ class Spool:
         return story
 
     def attempts(self, ref: Ref) -> int:
-        events = [line["event"] for line in self.story(ref)]
-        return events.count("claimed") - events.count("released")
+        return _attempts(self._events(ref))
 
     def cancel_wanted(self, ref: Ref) -> bool:
-        return any(line["event"] == "cancel" for line in self.story(ref))
+        return "cancel" in self._events(ref)
+
+    def _events(self, ref: Ref) -> list[str]:
+        return [line["event"] for line in self.story(ref)]
 
     def _journal(self, ref: Ref) -> Path:
         return self.root / "journal" / ref.client / f"{ref.id}.jsonl"
@@ -217,3 +221,7 @@ class Spool:
                 if entry.name.endswith(".json") and not entry.name.startswith("."):
                     ref = Ref(client.name, entry.name.removesuffix(".json"))
                     yield Ticket(entry.stat().st_mtime_ns, ref)
+
+
+def _attempts(events: list[str]) -> int:
+    return events.count("claimed") - events.count("released")

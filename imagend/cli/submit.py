@@ -74,16 +74,15 @@ def _identity(config: Config, arguments: argparse.Namespace) -> Config:
 
 def _from_options(given: dict[str, str]) -> bytes:
     """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
+    schema = Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"]
     fields: dict[str, Any] = {"kind": "generate"}
     for name, text in given.items():
-        fields[name] = [_number(part) for part in text.split(",")] if name == "seeds" else _value(name, text)
+        types = {option.get("type") for option in schema[name].get("anyOf", [schema[name]])}
+        if "array" in types:
+            fields[name] = [_number(part) for part in text.split(",")]
+        else:
+            fields[name] = _number(text) if types & {"integer", "number"} else text
     return drop.compose(fields)
-
-
-def _value(name: str, text: str) -> Any:
-    field = (Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"])[name]
-    types = {option.get("type") for option in field.get("anyOf", [field])}
-    return _number(text) if types & {"integer", "number"} else text
 
 
 def _number(text: str) -> Any:

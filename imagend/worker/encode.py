@@ -26,7 +26,8 @@ with warnings.catch_warnings():
     from diffusers.utils.torch_utils import get_module_execution_device
 
 from imagend.errors import PromptTooLong, UnsupportedSetting
-from imagend.prompt import Fragment, Join, Prompt, PromptSyntax, parse
+from imagend.prompt import parse
+from imagend.prompt_tree import Fragment, Join, Prompt, PromptSyntax
 
 MAX_TOKENS = 4096
 MAX_WEAKENED = 256  # passages of weight below 1: each costs another run of both text encoders

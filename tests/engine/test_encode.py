@@ -18,7 +18,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from imagend.errors import PromptTooLong, UnsupportedSetting  # noqa: E402
-from imagend.prompt import MAX_WEIGHT, PromptSyntax  # noqa: E402
+from imagend.prompt_tree import MAX_WEIGHT, PromptSyntax  # noqa: E402
 from imagend.worker.encode import MAX_TOKENS, MAX_WEAKENED, encode  # noqa: E402
 
 MODEL = Path(__file__).parents[2] / "models" / "diffusers" / "shapes-xl"

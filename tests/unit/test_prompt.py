@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from imagend.prompt import (
+from imagend.prompt import parse
+from imagend.prompt_tree import (
     MAX_BLOCKS,
     MAX_CHARACTERS,
     MAX_NESTING,
@@ -22,7 +23,6 @@ from imagend.prompt import (
     Join,
     Prompt,
     PromptSyntax,
-    parse,
 )
 
 A1111, COMPEL, PLAIN = PromptSyntax.A1111, PromptSyntax.COMPEL, PromptSyntax.PLAIN
