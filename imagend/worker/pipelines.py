@@ -65,7 +65,7 @@ class Pipelines:
             pipe = StableDiffusionXLPipeline.from_pretrained(
                 model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False
             )
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's trouble, not the files'
             raise
         except _BROKEN as error:
             raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None

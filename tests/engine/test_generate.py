@@ -20,7 +20,7 @@ from imagend.job import Outcome
 from imagend.messages import Progress, Run
 from imagend.models import Models
 from imagend.worker import images
-from imagend.worker.pipelines import Pipelines
+from imagend.worker.pipelines import Pipelines, StableDiffusionXLPipeline
 
 PROMPT = "a large red circle on a blue background"
 QUICK = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 4.0}
@@ -268,6 +268,18 @@ def test_a_broken_model_names_itself(tmp_path: Path, component: str, harm: str) 
             weights.write_bytes(b"no tensors here")
     with pytest.raises(BrokenModel, match="'broken'"):
         Pipelines("cpu", Models(tmp_path)).get("broken", lambda: None)
+
+
+@pytest.mark.parametrize("trouble", [torch.OutOfMemoryError("no memory"), torch.AcceleratorError("lost", 700)])
+def test_trouble_of_the_device_while_loading_is_not_blamed_on_the_model(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise trouble
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", fail)
+    with pytest.raises(type(trouble)):
+        Pipelines("cpu", Models(EMBEDDED.parents[1])).get("shapes-xl", lambda: None)
 
 
 def test_a_full_disk_is_told_as_such(painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
