@@ -71,7 +71,7 @@ def test_submit_wait_shows_the_job_and_its_pictures_show_what_was_asked_for(home
             "--prompt",
             JOB["prompt"],
             "--num-inference-steps",
-            8,
+            100,  # seconds: long enough for those who look ten times a second
             "--guidance-scale",
             4,
             "--seed",
@@ -82,6 +82,7 @@ def test_submit_wait_shows_the_job_and_its_pictures_show_what_was_asked_for(home
         done = imagend("submit", "generate", *options, "--wait", "--json", cwd=home.root)
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines()]
+        wait_for(lambda: sum(status(home)["totals"].values()), home)  # the manifest is there before the status is
         told = imagend("status", cwd=home.root)
         assert told.returncode == 0
         assert "1 succeeded, 0 failed, 0 cancelled" in told.stdout
@@ -111,7 +112,7 @@ def test_the_daemon_stays_small(home: Home) -> None:
 
 def test_a_job_released_by_sigterm_is_resumed_and_painted_pictures_are_kept(home: Home) -> None:
     with serving(home) as daemon:
-        ref = home.drop(**JOB | {"num_inference_steps": 60, "count": 3})
+        ref = home.drop(**JOB | {"num_inference_steps": 150, "count": 3})
         wait_for(lambda: worker(home).get("picture") == 1 or home.where(ref) == "done", home)
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(PATIENCE_S) == 0
@@ -127,7 +128,7 @@ def test_a_job_released_by_sigterm_is_resumed_and_painted_pictures_are_kept(home
 
 
 def test_a_killed_daemon_and_worker_lose_nothing_and_the_pixels_are_the_same(home: Home) -> None:
-    job = JOB | {"num_inference_steps": 60, "count": 3}
+    job = JOB | {"num_inference_steps": 150, "count": 3}
     with serving(home) as daemon:
         undisturbed = home.drop(**job, nonce="undisturbed")
         wait_for(lambda: home.where(undisturbed) == "done", home)
