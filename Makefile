@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types bench score constraints clean help
+.PHONY: demo test check lint types torture lab bench score constraints clean help
 
 help:
 	@sed -n '1p' Makefile | cut -c3-
@@ -31,6 +31,15 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+# The long form of the crash and soak tests: an hour or so.
+torture: $(READY)
+	$(BIN)/python -m pytest -m torture
+
+# Other kernels, NFS, power cuts on loop devices: needs root, and installs Debian packages.
+lab: $(READY)
+	tests/lab/packages
+	$(BIN)/python -m pytest -m lab
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
