@@ -97,6 +97,12 @@ class Config(Frozen):
         description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
         "the CPU where there is none. A change needs a restart.",
     )
+    reserve_mb: int = Field(
+        512,
+        ge=0,
+        description="With less than this free on the disk of spool or outputs no job is taken in or handed out, and "
+        "the state is degraded. 0: never.",
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="How often a job may take its worker or the machine down.")
     time_limit_s: Seconds = Field(600.0, description="An attempt that runs longer fails the job.")
     silence_limit_s: Seconds = Field(

@@ -8,7 +8,7 @@ ImagendError
 │   ├── UnknownModel, BrokenModel, PromptTooLong, UnsupportedSetting
 │   └── OutOfMemory, NoSpace, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
-│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied
+│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, DiskLost
 └── Fatal        the operator                             → exit status, status.json
     ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable
     └── UsageError, Unreachable
@@ -178,6 +178,12 @@ class DaemonDied(TryAgain):
     """The daemon or its machine went down at attempt {}. See the log of that time."""
 
     code, status = "WORKER_DIED", 500
+
+
+class DiskLost(TryAgain):
+    """The disk refused the picture {} and no longer has it; it is painted again. See the daemon's log of that time."""
+
+    code, status = "INSUFFICIENT_STORAGE", 507
 
 
 class Fatal(ImagendError):

@@ -1,14 +1,22 @@
 """How bytes reach the disk so that a crash leaves the old state or the new, never half: the only fsync and rename.
 
-After a failed fsync the file is not trusted again: the error goes up, and whoever tries anew writes a new file.
+After a failed fsync a file is not trusted again (the kernel may have dropped its bytes and call it clean): the error
+goes up, and whoever tries again writes anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import stat
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_THREADS = 8
 
 
 def sync(path: Path) -> None:
@@ -20,56 +28,113 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def settle(root: Path, depth: int) -> None:
-    """Make durable what an earlier process may have renamed or created in `root` and died before it could sync."""
-    sync(root)
-    if depth:
-        for path in root.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                settle(path, depth - 1)
+def sync_all(paths: Collection[Path]) -> None:
+    """sync() each. Many at once, because a journalled file system answers those that wait together with one commit."""
+    if len(paths) < _THREADS:
+        for path in paths:
+            sync(path)
+        return
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(sync, paths))
 
 
-def make_folder(path: Path) -> None:
+def settle(root: Path) -> None:
+    """Make durable whatever an earlier process wrote on the file system of `root` and died before it could sync it."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(root))
+    finally:
+        os.close(fd)
+
+
+def free_bytes(path: Path) -> int:
+    """What an ordinary user may still write on the file system of `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
     """Create a folder and its parents durably; quick where it stands."""
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    path.mkdir(mode, exist_ok=True)
     sync(path.parent)
 
 
-def write_unsynced(path: Path, data: bytes, mtime_ns: int | None = None) -> None:
-    """Create or replace path in one step; durable once the caller has called sync(path.parent)."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+def rename(source: Path, target: Path) -> None:
+    """Not durable. Over NFS a rename may be done and yet report an error, because the answer was lost: look again.
+
+    After Postfix, sane_rename(3).
+    """
+    was = source.lstat()
+    try:
+        source.rename(target)
+    except OSError:
+        if os.path.lexists(source) or not _is(target, was):
+            raise
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name, in place of any that was there; not durable. What a failed attempt left is made anew."""
+    target.unlink(missing_ok=True)
+    target.hardlink_to(source)
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), file)
+    except OSError:
+        return False
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write(path: Path, data: bytes, mode: int, durable: bool, mtime_ns: int | None = None) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
         file.flush()
         if mtime_ns is not None:
             os.utime(fd, ns=(mtime_ns, mtime_ns))
-        os.fsync(fd)
-    temporary.rename(path)
+        if durable:
+            os.fsync(fd)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Create or replace path in one step, durably."""
-    write_unsynced(path, data)
+def write_unsynced(path: Path, data: bytes, mode: int = 0o644, mtime_ns: int | None = None) -> None:
+    """Create path in one step; durable once the caller has synced path and its folder. Before that, a power cut may
+    leave the name without the bytes."""
+    temporary = _temporary(path)
+    _write(temporary, data, mode, durable=False, mtime_ns=mtime_ns)
+    rename(temporary, path)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Create or replace path in one step, durably. What fails leaves what was there, and no other file."""
+    temporary = _temporary(path)
+    try:
+        _write(temporary, data, mode, durable=True)
+        rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync(path.parent)
 
 
 def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
     """Write a new file in one step, durably; False if there is one."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     temporary.unlink(missing_ok=True)  # a crash's, of whatever mode
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    _write(temporary, data, mode, durable=True)
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        return False
+        if not _is(path, temporary.lstat()):  # over NFS it may be ours: done, and the answer was lost
+            return False
     finally:
         temporary.unlink()
     sync(path.parent)
@@ -78,14 +143,14 @@ def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
 
 def replace_hint(path: Path, data: bytes) -> None:
     """Replace path in one step, not durably: for what is stale after a crash anyway."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    temporary = _temporary(path)
+    _write(temporary, data, 0o644, durable=False)
+    rename(temporary, path)
 
 
 def move(source: Path, target: Path) -> None:
     """Rename, and return only once the rename would survive a power cut."""
-    source.rename(target)
+    rename(source, target)
     sync(target.parent)
     if source.parent != target.parent:
         sync(source.parent)
@@ -96,17 +161,25 @@ def remove(path: Path) -> None:
     sync(path.parent)
 
 
-def append(path: Path, line: bytes, durable: bool = True) -> None:
-    """Add one line with one write(), mending a line that a crash has cut: readers may follow with `tail -F`."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+def append(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> None:
+    """Add whole lines with one write(), mending a line that a crash has cut: readers may follow with `tail -F`.
+
+    What fails is taken back, so that another try writes it anew: bytes whose fsync failed may never reach the disk.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         size = os.fstat(fd).st_size
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        data = (b"\n" if torn else b"") + line + b"\n"
-        if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        if durable:
-            os.fsync(fd)
+        lines = b"\n" * torn + data
+        try:
+            if os.write(fd, lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if durable:
+                os.fsync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, size)
+            raise
     finally:
         os.close(fd)
     if durable and size == 0:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imagend import files
-from imagend.errors import MissingOutput
+from imagend.errors import DiskLost, MissingOutput
 from imagend.job import Artifact, Manifest, Ref
 
 MANIFEST = "manifest.json"
@@ -30,6 +30,9 @@ _TAIL_BYTES = 1 << 20
 class Outputs:
     def __init__(self, root: Path) -> None:
         self.root, self._drafts = root, root / ".drafts"
+        self._distrusted: set[Ref] = (
+            set()
+        )  # the disk may have refused their bytes: what is sealed again is written anew
 
     def open(self) -> None:
         files.make_folder(self._drafts)
@@ -41,26 +44,38 @@ class Outputs:
         return folder
 
     def seal(self, ref: Ref, artifacts: Iterable[Artifact], count: int) -> None:
-        """Check that `count` artifacts are there as told and durable; drop all else. Raises MissingOutput."""
+        """Check that `count` artifacts are there as told; drop all else. Raises MissingOutput, or DiskLost."""
         folder = self.draft(ref)
         artifacts = tuple(artifacts)
         if len({artifact.file for artifact in artifacts}) != count:
             raise MissingOutput(f"{len(artifacts):04d}.png")
         for artifact in artifacts:
-            _check(folder, artifact)
+            try:
+                data = _checked(folder, artifact)
+            except MissingOutput as missing:
+                raise (DiskLost(artifact.file) if ref in self._distrusted else missing) from None
+            if ref in self._distrusted:
+                files.write(folder / artifact.file, data)
         for stray in {path.name for path in folder.iterdir()} - {artifact.file for artifact in artifacts}:
             _discard(folder / stray)
 
     def publish(self, ref: Ref, manifest: Manifest) -> None:
-        """Commit: from this rename on, the job has ended. Publishing again what is published does nothing."""
+        """Commit: once this rename is durable, the job has ended. It may be repeated after an error."""
+        target = self.root / ref.client / ref.id
         if self.ended(ref):
+            files.sync(target.parent)
             return
-        folder, target = self.draft(ref), self.root / ref.client / ref.id
         if target.exists():  # not ours: whatever it is, it must neither stop us nor be lost
             files.move(target, target.with_name(f".{ref.id}.{time.time_ns()}"))
-        files.write(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+        folder = self.draft(ref)
+        self._distrusted.add(ref)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        files.write_unsynced(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+        files.sync_all([*folder.iterdir(), folder])
         files.make_folder(target.parent)
-        files.move(folder, target)
+        files.rename(folder, target)
+        files.sync(target.parent)
+        self._distrusted.discard(ref)
 
     def empty_draft(self, ref: Ref) -> None:
         """Forget what was painted: a failed or cancelled job publishes no pictures."""
@@ -75,17 +90,21 @@ class Outputs:
         manifest: dict[str, Any] = json.loads((self.root / ref.client / ref.id / MANIFEST).read_bytes())
         return manifest
 
-    def announce(self, ref: Ref) -> None:
-        """One line in results.jsonl, the feed that others follow with `tail -F`."""
+    def announce(self, refs: Iterable[Ref]) -> None:
+        """One line for each in results.jsonl, the feed that others follow with `tail -F`; durable."""
+        lines = "".join(f"{json.dumps(self._line(ref))}\n" for ref in refs)
+        if lines:
+            files.append(self.root / RESULTS, lines.encode())
+
+    def _line(self, ref: Ref) -> dict[str, Any]:
         manifest = self.manifest(ref)
         line: dict[str, Any] = {"id": ref.id, "client": ref.client}
         line |= {key: manifest.get(key) for key in ("kind", "outcome", "label", "ended_at")}
-        line |= {
+        return line | {
             "manifest": f"{ref.client}/{ref.id}/{MANIFEST}",
             "files": [artifact["file"] for artifact in manifest.get("artifacts", ())],
             "code": (manifest.get("error") or {}).get("code"),
         }
-        files.append(self.root / RESULTS, json.dumps(line).encode())
 
     def announced(self, ref: Ref) -> bool:
         """Whether a crash came after announce(): the line, if any, is among the last of the feed."""
@@ -98,10 +117,7 @@ class Outputs:
 
     def settle(self) -> None:
         """Make durable what a dead process may have published or announced without living to sync it."""
-        files.sync(self.root.parent)
-        files.settle(self.root, depth=1)
-        if (self.root / RESULTS).exists():
-            files.sync(self.root / RESULTS)
+        files.settle(self.root)
 
     def sweep(self, alive: set[Ref]) -> None:
         """Remove the drafts of jobs that are neither queued nor running."""
@@ -118,13 +134,15 @@ def _id(line: bytes) -> Any:
         return None
 
 
-def _check(folder: Path, artifact: Artifact) -> None:
+def _checked(folder: Path, artifact: Artifact) -> bytes:
+    """The bytes of a picture that is as it was told."""
     path = folder / artifact.file
-    if not _ARTIFACT.fullmatch(artifact.file) or not _is_regular(path):
+    if not _ARTIFACT.fullmatch(artifact.file) or not _is_regular(path) or path.stat().st_size != artifact.size:
         raise MissingOutput(artifact.file)
-    files.sync(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != artifact.sha256:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != artifact.sha256:
         raise MissingOutput(artifact.file)
+    return data
 
 
 def _is_regular(path: Path) -> bool:

@@ -5,6 +5,10 @@
 
 A job lies at <state>/<client>/<id>.json; its bytes are what its client signed and never change.
 journal/<client>/<id>.jsonl tells its story and counts its attempts.
+
+A job never moves by rename: it gets its name in the next folder, that becomes durable, then it loses the old name. No
+file system may lose it between the two (POSIX lets each end of a rename reach the disk alone); found in two folders,
+the later one is true. Every step may be repeated after an error or a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import enum
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STATUS = "status.json"
+DAMAGED = "damaged"
 STALE_INTERVALS = 3
 """Readers take the daemon for dead when status.json's heartbeat is older than so many of its intervals."""
 
@@ -48,15 +53,18 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock: FileLock | None = None
-        self._unsynced: set[Path] = set()
+        self._new: list[Path] = []
+        self._known: list[Path] = []
+        self._distrusted: set[Path] = set()
         self._latest = 0
 
     # One owner
 
     def open(self) -> None:
         """Create what is missing and become the only daemon here; the kernel drops the lock when we die."""
-        for folder in (*State, "journal"):
-            files.make_folder(self.root / folder)
+        for folder in (*State, DAMAGED):
+            files.make_folder(self.root / folder, 0o711)  # who knows a job's id may see where it is, not what it says
+        files.make_folder(self.root / "journal", 0o700)
         self._check_version()
         from filelock import FileLock, Timeout  # here: commands that only look need neither
 
@@ -88,58 +96,72 @@ class Spool:
     # The queue
 
     def accept(self, ref: Ref, raw: bytes) -> bool:
-        """Queue the verified bytes; False if the job is here already. Durable once commit() has returned."""
-        if self.where(ref) is not None:
+        """Queue the verified bytes; False if the job is here already. Either way durable once commit() has returned."""
+        state = self.where(ref)
+        if state is not None and self._path(state, ref) not in self._distrusted:
+            self._known.append(self._path(state, ref))  # perhaps by one who died before its commit()
             return False
         path = self._path(State.PENDING, ref)
-        files.make_folder(path.parent)
+        files.make_folder(path.parent, 0o711)
+        self._new.append(path)
         self._latest = max(self._latest + 1, time.time_ns())  # two jobs of one clock tick keep their order
-        files.write_unsynced(path, raw, mtime_ns=self._latest)
-        self._unsynced.add(path.parent)
+        files.write_unsynced(path, raw, 0o600, mtime_ns=self._latest)
         return True
 
     def commit(self) -> None:
-        """One fsync per folder for all jobs accepted since the last commit."""
-        while self._unsynced:
-            folder = next(iter(self._unsynced))
-            files.sync(folder)
-            self._unsynced.discard(folder)
+        """Make all durable that was accepted since the last commit; one fsync per folder. Else none was accepted."""
+        try:
+            known = [path for path in self._known if path.exists()]  # it may have moved on meanwhile
+            files.sync_all(known + self._new)
+            files.sync_all({path.parent for path in known + self._new})
+        except OSError:
+            self.abandon()
+            raise
+        self._distrusted.difference_update(self._new)
+        self._new, self._known = [], []
+
+    def abandon(self) -> None:
+        """Take back what was accepted since the last commit; should that fail, too, it is not taken for known."""
+        self._distrusted.update(self._new)
+        for path in self._new:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._new, self._known = [], []
 
     def claim(self, ref: Ref) -> int:
-        """Take a pending job; return which attempt this is, counting from 1.
-
-        The journal says so before the rename and the work: a job that kills the machine must run out of attempts. But a
-        claim that never got to its rename is taken up again, not counted twice.
+        """Take a pending job; return which attempt this is, counting from 1. Durable, so before the work: a job that
+        kills the machine must run out of attempts. But a claim that never got so far is taken up again, not counted.
         """
-        events = self._events(ref)
+        events, journal = self._events(ref), self._journal(ref)
         if events[-1:] == ["claimed"]:
-            files.sync(self._journal(ref))
+            files.write(journal, journal.read_bytes(), 0o600)
         else:
-            self.note(ref, "claimed", durable=True)
+            self.note(ref, "claimed")
             events.append("claimed")
-        self._move(ref, State.PENDING, State.ACTIVE)
+        self._move([ref], State.PENDING, State.ACTIVE, sync_first=[journal, journal.parent])
         return _attempts(events)
 
     def requeue(self, ref: Ref, why: str) -> None:
         """An attempt failed; another may do."""
         self.note(ref, "requeued", durable=True, why=why)
-        self._move(ref, State.ACTIVE, State.PENDING)
+        self._move([ref], State.ACTIVE, State.PENDING)
 
     def release(self, ref: Ref) -> None:
         """Give a job back unharmed, as at a clean stop: this attempt does not count."""
         self.note(ref, "released", durable=True)
-        self._move(ref, State.ACTIVE, State.PENDING)
+        self._move([ref], State.ACTIVE, State.PENDING)
 
-    def finish(self, ref: Ref, outcome: str) -> None:
-        """The job has ended (its manifest is published): put its file away."""
-        self.note(ref, outcome)
-        for state in (State.ACTIVE, State.PENDING):
-            if self._path(state, ref).exists():
-                self._move(ref, state, State.DONE)
+    def finish(self, outcomes: Mapping[Ref, str]) -> None:
+        """These jobs have ended (their manifests are published): put their files away, all in one go."""
+        for ref, outcome in outcomes.items():
+            self.note(ref, outcome)
+        self._move(outcomes, State.ACTIVE, State.DONE)
+        for ref in outcomes:  # an interrupted claim left both names
+            self._path(State.PENDING, ref).unlink(missing_ok=True)
 
     def where(self, ref: Ref) -> State | None:
-        """The state of a job, None if there is no such job."""
-        return next((state for state in State if self._path(state, ref).exists()), None)
+        """The state of a job, the latest if it stands in two; None if there is no such job."""
+        return next((state for state in reversed(State) if self._path(state, ref).exists()), None)
 
     def tickets(self, state: State) -> list[Ticket]:
         """The jobs in a state, in the order in which they were accepted."""
@@ -161,27 +183,30 @@ class Spool:
     def sweep(self) -> None:
         """Tidy what a crash left: half-written files, and the earlier of two places of a job (the later is true).
 
-        First of all, what we see becomes durable: the dead may have renamed it and not lived to sync it.
+        First of all, what we see becomes durable: the dead may have written it and not lived to sync it.
         """
-        files.sync(self.root.parent)
-        files.sync(self.root)
-        for folder in (*State, "journal"):  # not all of spool/: an inbox is its clients' and may hang or refuse us
-            files.settle(self.root / folder, depth=1)
-        for state in (State.PENDING, State.ACTIVE):
-            for path in (self.root / state).glob("*/.*.tmp"):
+        files.settle(self.root)
+        for folder in (State.PENDING, "journal"):
+            for path in (self.root / folder).glob("*/.*.tmp"):
                 path.unlink()
         for earlier, later in ((State.ACTIVE, State.DONE), (State.PENDING, State.DONE), (State.PENDING, State.ACTIVE)):
-            for _, ref in self.tickets(earlier):
-                if self._path(later, ref).exists():
+            for _, ref in self._scan(earlier):
+                if os.path.exists(f"{self.root}/{later}/{ref.client}/{ref.id}.json"):  # noqa: PTH110 - 100,000 times
                     files.remove(self._path(earlier, ref))
+
+    def set_aside(self, ref: Ref) -> None:
+        """Keep a job's file where nothing reads it: its bytes are not those of its id."""
+        target = self.root / DAMAGED / ref.client / f"{ref.id}.json"
+        files.make_folder(target.parent, 0o711)
+        files.move(self._path(State.PENDING, ref), target)
 
     # The journal
 
     def note(self, ref: Ref, event: str, durable: bool = False, **details: Any) -> None:
         path = self._journal(ref)
-        files.make_folder(path.parent)
+        files.make_folder(path.parent, 0o700)
         line = {"at": round(time.time(), 3), "event": event, **details}
-        files.append(path, json.dumps(line).encode(), durable=durable)
+        files.append(path, json.dumps(line).encode() + b"\n", 0o600, durable=durable)
 
     def story(self, ref: Ref) -> list[dict[str, Any]]:
         """What happened to a job, oldest first; a line cut by a crash is left out."""
@@ -210,10 +235,19 @@ class Spool:
     def _path(self, state: State, ref: Ref) -> Path:
         return self.root / state / ref.client / f"{ref.id}.json"
 
-    def _move(self, ref: Ref, source: State, target: State) -> None:
-        path = self._path(target, ref)
-        files.make_folder(path.parent)
-        files.move(self._path(source, ref), path)
+    def _move(self, refs: Iterable[Ref], source: State, target: State, sync_first: Iterable[Path] = ()) -> None:
+        moves = []
+        for ref in refs:
+            here, there = self._path(source, ref), self._path(target, ref)
+            if target is State.DONE and not here.exists():
+                here = self._path(State.PENDING, ref)  # it ended while it was queued
+            if here.exists():  # else this was interrupted, and is done
+                files.make_folder(there.parent, 0o711)
+                files.link(here, there)
+                moves.append((here, there))
+        files.sync_all([*sync_first, *{there.parent for _, there in moves}])
+        for here, _ in moves:
+            here.unlink()
 
     def _scan(self, state: State) -> Iterator[Ticket]:
         for client in os.scandir(self.root / state):

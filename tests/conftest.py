@@ -117,7 +117,7 @@ def step(daemon: Daemon) -> bool:
     for door in daemon.doors:
         arrivals = door.look(time.monotonic())
         arrived += len(arrivals)
-        for arrival, verdict in zip(arrivals, daemon.take_in(arrivals), strict=True):
+        for arrival, verdict in zip(arrivals, daemon.reception.take_in(arrivals), strict=True):
             door.settle(arrival, verdict)
     daemon.look_around()
     daemon.wait()

@@ -392,8 +392,8 @@ def live(scene: Scene) -> None:
     daemon = start(scene)
     for _ in range(300):
         more = step(daemon)
-        stopped = daemon.stopping and all(slot.state == "down" for slot in daemon.slots.values())
-        done = not more and not any(scene.inbox.iterdir())
+        stopped = daemon.stopped
+        done = not daemon.stopping and not more and not any(scene.inbox.iterdir())
         if stopped or done:
             daemon.spool.close()
             scene.note_stop()

@@ -125,6 +125,8 @@ def _renames(call: ast.Call) -> bool:
     if not isinstance(call.func, ast.Attribute):
         return False
     name, owner = call.func.attr, call.func.value
+    if isinstance(owner, ast.Name) and owner.id == "files":  # by name: imagend.files itself
+        return False
     of_os = isinstance(owner, ast.Name) and owner.id == "os"
     of_path = len(call.args) == 1 and not call.keywords
     return (

@@ -196,7 +196,7 @@ def test_a_file_that_arrives_while_stopping_stays_in_the_inbox(home: Home) -> No
     daemon.stop()
     home.drop("late.json")
     arrivals = daemon.doors[0].look(0.0)
-    assert daemon.take_in(arrivals) == ("later",)
+    assert daemon.reception.take_in(arrivals) == ("later",)
     daemon.doors[0].settle(arrivals[0], "later")
     assert (home.config.inboxes[0] / "late.json").exists()
 
@@ -246,7 +246,7 @@ def test_a_disk_that_refuses_leaves_jobs_in_the_inbox_and_says_so(home: Home, mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _no_space)
         arrivals = daemon.doors[0].look(0.0)
-        assert daemon.take_in(arrivals) == ("later",)
+        assert daemon.reception.take_in(arrivals) == ("later",)
     assert "No space left" in daemon.health.reasons["intake"]
     run_until_idle(daemon)
     assert home.outcome(ref) == "succeeded"
@@ -303,6 +303,7 @@ def test_a_worker_that_shows_fewer_pictures_than_asked_for_has_not_succeeded(hom
     run_until(daemon, lambda: daemon.busy)
     artifacts = tuple(paint(daemon.outputs.draft(ref), index, index) for index in range(2))
     daemon.handle(Heard("cpu0", Ended(job=ref, outcome=Outcome.SUCCEEDED, artifacts=artifacts)))
+    run_until_idle(daemon)
     assert home.outcome(ref) == "failed"
     assert home.manifest(ref)["artifacts"] == []
 

@@ -1,4 +1,4 @@
-"""How a job ends: publish its manifest, which commits; then put its file away, which tidies and can be redone."""
+"""How a job ends: publish its manifest, which commits; then put its file away, which tidies and can wait."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def load(spool: Spool, ref: Ref) -> Job:
 class Ending:
     def __init__(self, spool: Spool, outputs: Outputs, health: Health, wall: Callable[[], datetime]) -> None:
         self.spool, self.outputs, self.health, self.wall = spool, outputs, health, wall
+        self._untidied: dict[Ref, str] = {}
+        self._announced: set[Ref] = set()
 
     def end(
         self,
@@ -40,7 +42,10 @@ class Ending:
         ended: Ended | None = None,
         failure: Failure | None = None,
     ) -> None:
-        """End a job for good. `running` and `ended` tell of the attempt that ended it, if there was one."""
+        """End a job for good. `running` and `ended` tell of the attempt that ended it, if there was one.
+
+        May be repeated after an OSError.
+        """
         if outcome is not Outcome.SUCCEEDED:
             self.outputs.empty_draft(ref)
         manifest = self._manifest(ref, outcome, running, ended, failure)
@@ -48,9 +53,8 @@ class Ending:
         self.finish(ref, manifest)
 
     def finish(self, ref: Ref, manifest: Manifest) -> None:
-        """Tell the world and put the job's file away."""
-        self.outputs.announce(ref)
-        self.spool.finish(ref, manifest.outcome)
+        """Tell the operator; the world is told, and the job's file put away, by tidy()."""
+        self._untidied[ref] = manifest.outcome
         self.health.totals[manifest.outcome] += 1
         code = manifest.error["code"] if manifest.error else None
         if manifest.error:
@@ -58,10 +62,26 @@ class Ending:
         log.info("ended", job=str(ref), outcome=manifest.outcome.value, code=code)
 
     def finish_again(self, ref: Ref) -> None:
-        """After a crash between publish and finish: do what is missing of finish."""
-        if not self.outputs.announced(ref):
-            self.outputs.announce(ref)
-        self.spool.finish(ref, str(self.outputs.manifest(ref).get("outcome")))
+        """After a crash between publish and finish: have done what is missing of finish."""
+        self._untidied[ref] = str(self.outputs.manifest(ref).get("outcome"))
+        if self.outputs.announced(ref):
+            self._announced.add(ref)
+
+    @property
+    def untidied(self) -> int:
+        """How many jobs have ended whose files are yet to be put away."""
+        return len(self._untidied)
+
+    def tidy(self) -> None:
+        """Announce what has ended and put the jobs' files away: together, because each fsync costs as much as a job.
+
+        May be repeated after an OSError.
+        """
+        self.outputs.announce([ref for ref in self._untidied if ref not in self._announced])
+        self._announced.update(self._untidied)
+        self.spool.finish(self._untidied)
+        self._untidied.clear()
+        self._announced.clear()
 
     def _manifest(
         self, ref: Ref, outcome: Outcome, running: Running | None, ended: Ended | None, failure: Failure | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ STATUS_SCHEMA = "imagend.status/v1"
 HEAD = 100
 DOOR_LIMIT_S = 30.0
 """An inbox that has not answered for so long is reported."""
+_BALLAST_BYTES = 1 << 17
 MIN_INTERVAL_S = 0.2
 """The file is rewritten at most this often: a fast painter makes progress a hundred times a second."""
 
@@ -85,10 +87,23 @@ class Health:
         self._written = now
         document = self.report(now, state, tuple(slots), turn, doors)
         try:
-            files.replace_hint(self.spool / STATUS, json.dumps(document, indent=1).encode() + b"\n")
+            self._replace(json.dumps(document, indent=1).encode() + b"\n")
             self.trouble("status", None)
         except OSError as error:  # a full disk: those who read it see it grow stale, the log says why
             self.trouble("status", f"{STATUS} cannot be written: {error.strerror}")
+
+    def _replace(self, document: bytes) -> None:
+        """Write status.json; on a full disk in the room of a file that is kept for this, so that it can say so."""
+        ballast = self.spool / ".ballast"
+        try:
+            files.replace_hint(self.spool / STATUS, document)
+            if not ballast.exists():
+                files.replace_hint(ballast, bytes(_BALLAST_BYTES))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not ballast.exists():
+                raise
+            ballast.unlink()
+            files.replace_hint(self.spool / STATUS, document)
 
     def report(
         self, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]

@@ -9,10 +9,13 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
 from imagend.config import Config
+from imagend.daemon.aftermath import Aftermath
+from imagend.daemon.disk import Disk
 from imagend.daemon.ending import Ending, accepted_at, load
 from imagend.daemon.executor import (
     Arrived,
@@ -25,15 +28,15 @@ from imagend.daemon.executor import (
     StopRequested,
 )
 from imagend.daemon.health import MIN_INTERVAL_S, Health
-from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Door, Verdict
+from imagend.daemon.intake import Door
+from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import complete
 from imagend.daemon.recovery import recover
-from imagend.daemon.retry import worth_another_attempt
 from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
 from imagend.daemon.turn import Turn
-from imagend.errors import JobFailed, MissingOutput, Rejected, UnknownJob
-from imagend.job import CancelRequest, Job, Outcome, Ref
+from imagend.errors import JobFailed, Rejected
+from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure, Message, Progress, Ready, Run, Stop
 from imagend.models import Models
 from imagend.outputs import Outputs
@@ -43,6 +46,9 @@ log = structlog.get_logger()
 
 TICK_S = 1.0
 """Deadlines are looked at this often when nothing happens."""
+TIDY_S = 0.05
+"""Jobs that ended are announced and put away together, at most this much later."""
+MAX_UNTIDIED = 64
 
 
 class Daemon:
@@ -67,33 +73,53 @@ class Daemon:
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
         self.settings = Settings(config, reload, self.health)
         self.ending = Ending(spool, outputs, self.health, wall)
+        self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
+        self.reception = Reception(spool, outputs, self.turn, self.disk, self.ending, self.health, self.stop_job)
+        self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending)
         self.stopping = False
-        self._stop_by = 0.0
+        self._stop_by = self._tidy_at = 0.0
         self._changed = True
 
     def run(self) -> None:
-        """From recover() until asked to stop and every worker is gone."""
-        while not (self.stopping and all(slot.state == "down" for slot in self.slots.values())):
+        """From recover() until asked to stop, every worker is gone, and what they left is written down."""
+        while not self.stopped:
             self.look_around()
             self.wait()
         self.health.write(self.clock(), "stopped", self.slots.values(), self.turn, self.doors)
         log.info("stopped")
+
+    @property
+    def stopped(self) -> bool:
+        down = all(slot.state == "down" for slot in self.slots.values())
+        return self.stopping and down and (not self.unwritten or self.clock() > self._stop_by)
 
     def look_around(self) -> None:
         """Make the world what it should be."""
         now = self.clock()
         self.settings.reread_keys()
         self.tell_doors()
+        room = self.disk.has_room(self.settings.config.reserve_mb)
+        self.reception.open = room and not self.stopping
         if not self.stopping:
             for slot in self.slots.values():
                 slot.tend(self.executor, self.settings.config, now)
-            self.hand_out()
+            if room and self.disk.well:
+                self.hand_out()
         elif now > self._stop_by:
             self.kill_all()
+        self.disk.pay()  # after hand_out: the next job is painted while the last one is published
+        self.tidy(now)
         self.health.observe(now, self.doors, self.slots.values())
         if self.health.due(now, self._changed):
             self.health.write(now, self.state(), self.slots.values(), self.turn, self.doors)
             self._changed = False
+
+    def tidy(self, now: float) -> None:
+        if not self.ending.untidied:
+            self._tidy_at = now + TIDY_S
+        elif (now >= self._tidy_at or self.ending.untidied >= MAX_UNTIDIED) and not self.disk.owing:
+            self.disk.owe(self.ending.tidy)
+            self.disk.pay()
 
     def wait(self) -> None:
         """Sleep until something happens or it is time to look around, then handle all that has happened."""
@@ -105,9 +131,14 @@ class Daemon:
             pass
 
     def _patience_s(self) -> float:
-        if len(self.turn) and not self.stopping and any(slot.state == "idle" for slot in self.slots.values()):
+        now = self.clock()
+        longest = MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
+        idle = any(slot.state == "idle" for slot in self.slots.values())
+        if len(self.turn) and idle and self.disk.well and self.reception.open:
             return 0.0  # a job ended before it was painted: the next one waits
-        return MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
+        if self.disk.owing:
+            return max(0.0, min(longest, self.disk.again_at - now))
+        return max(0.0, min(longest, self._tidy_at - now)) if self.ending.untidied else longest
 
     def tell_doors(self) -> None:
         for door in self.doors:
@@ -122,58 +153,20 @@ class Daemon:
             case Died(name, exit_status):
                 self.bury(self.slots[name], exit_status)
             case Arrived(arrivals, reply):
-                reply.put(self.take_in(arrivals))
+                reply.put(self.reception.take_in(arrivals))
             case StopRequested():
                 self.stop()
             case ReloadRequested():
                 self.settings.reload()
 
-    # From the doors to the queue
-
-    def take_in(self, arrivals: Sequence[Arrival]) -> tuple[Verdict, ...]:
-        """Queue jobs, then act on cancels, so that a cancel finds the job it came with. Durable when it returns."""
-        if self.stopping:
-            return (LATER,) * len(arrivals)
-        verdicts: dict[int, Verdict] = {}
-        try:
-            for number, arrival in enumerate(arrivals):
-                if isinstance(arrival.item, Job):
-                    self.accept(arrival.item, arrival.raw)
-                    verdicts[number] = None
-            self.spool.commit()
-            self.health.trouble("intake", None)
-        except OSError as error:  # the files stay where they are and are asked about again
-            self.health.trouble("intake", f"no job can be accepted: {error}")
-            return (LATER,) * len(arrivals)
-        for number, arrival in enumerate(arrivals):
-            if isinstance(arrival.item, CancelRequest):
-                verdicts[number] = None
-                try:
-                    self.cancel(arrival.item.ref)
-                except UnknownJob as reason:  # in a full batch its job may stand behind it
-                    verdicts[number] = LATER if len(arrivals) == MAX_BATCH else reason
-        return tuple(verdicts[number] for number in range(len(arrivals)))
-
-    def accept(self, job: Job, raw: bytes) -> None:
-        if self.outputs.ended(job.ref) or not self.spool.accept(job.ref, raw):
-            log.info("known already", job=str(job.ref))
-            return
-        self.turn.add(job.ref, job.header.priority)
-        log.info("accepted", job=str(job.ref))
-
-    def cancel(self, ref: Ref) -> None:
-        """Stop a job wherever it is. A job that has ended stays as it is. Raises UnknownJob."""
-        if ref in self.turn:
-            self.turn.remove(ref)
-            self.ending.end(ref, Outcome.CANCELLED)
-            return
+    def stop_job(self, ref: Ref) -> bool:
+        """Ask the worker that holds a job to let go of it; False if none does. OSError if the wish cannot be kept."""
         for slot in self.slots.values():
             if slot.holds(ref):
-                self.spool.note(ref, "cancel", durable=True)  # a crash now must not forget the wish
+                self.spool.note(ref, "cancel", durable=True)  # a crash now must not forget it
                 slot.cancel(self.executor, self.settings.config, self.clock())
-                return
-        if self.spool.where(ref) is None and not self.outputs.ended(ref):
-            raise UnknownJob(ref.id, ref.client)
+                return True
+        return False
 
     # From the queue to the workers
 
@@ -181,8 +174,13 @@ class Daemon:
         """Give each idle worker the job whose turn it is; no more at once, so that the loop stays quick."""
         for slot in self.slots.values():
             if slot.state == "idle" and (ref := self.turn.next()) is not None:
+                try:
+                    self.start(slot, ref)
+                except OSError as error:  # it keeps its place
+                    self.disk.refused(error)
+                    return
+                self.disk.worked()
                 self.turn.remove(ref)
-                self.start(slot, ref)
 
     def start(self, slot: Slot, ref: Ref) -> None:
         """Claim a job and send it to a worker; one that cannot be painted ends here."""
@@ -195,14 +193,14 @@ class Daemon:
                 self.models.find(job.spec.model or self.settings.config.default_model),
             )
         except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
-            self.ending.end(ref, Outcome.FAILED, failure=Failure.of(error))
+            self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return
         accepted = accepted_at(self.spool, ref)
+        folder = str(self.outputs.draft(ref))
         attempt = self.spool.claim(ref)
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        folder = str(self.outputs.draft(ref))
         self.executor.send(slot.name, Run(job=ref, kind=job.kind, spec=spec.model_dump(mode="json"), folder=folder))
         log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 
@@ -219,51 +217,18 @@ class Daemon:
                 running = slot.ended()
                 if message.failure and (message.failure.traceback or message.failure.try_again):
                     slot.retire(self.executor)
-                self.attempt_over(running, message)
+                self.aftermath.ended(running, message, self.settings.config.max_attempts)
             case late:
                 log.info("ignored a late word", worker=slot.name, word=late.type)
-
-    def attempt_over(self, running: Running, ended: Ended) -> None:
-        ref = running.job.ref
-        if ended.outcome is Outcome.SUCCEEDED:
-            try:
-                self.outputs.seal(ref, ended.artifacts, len(running.spec.seeds or ()))
-                self.ending.end(ref, Outcome.SUCCEEDED, running, ended)
-            except MissingOutput as error:
-                self.ending.end(ref, Outcome.FAILED, running, ended, Failure.of(error))
-        elif ended.outcome is Outcome.CANCELLED or running.cancelled:
-            self.ending.end(ref, Outcome.CANCELLED, running, ended)
-        else:
-            assert ended.failure is not None
-            if ended.failure.traceback:
-                log.error("a worker met a bug", job=str(ref), traceback=ended.failure.traceback)
-            self.fail(running, ended.failure, ended)
 
     def bury(self, slot: Slot, exit_status: int) -> None:
         """A worker is dead: what becomes of its job, and when does the next one start?"""
         running = slot.died(self.clock())
         cause = slot.cause_of_death(exit_status, running.attempt if running else 0)
-        if self.stopping:
-            if running and running.cancelled:
-                self.ending.end(running.job.ref, Outcome.CANCELLED, running)
-            elif running:
-                self.spool.release(running.job.ref)
-                self.turn.add(running.job.ref, running.job.header.priority, first=True)
-            return
-        log.error("worker died", worker=slot.name, why=str(cause), deaths=slot.deaths)
-        if running and running.cancelled:
-            self.ending.end(running.job.ref, Outcome.CANCELLED, running)
-        elif running:
-            self.fail(running, Failure.of(cause))
-
-    def fail(self, running: Running, failure: Failure, ended: Ended | None = None) -> None:
-        """An attempt failed; has the job?"""
-        job = running.job
-        if worth_another_attempt(failure, running.attempt, self.settings.config.max_attempts):
-            self.spool.requeue(job.ref, failure.error.message)
-            self.turn.add(job.ref, job.header.priority, first=True)
-        else:
-            self.ending.end(job.ref, Outcome.FAILED, running, ended, failure)
+        if not self.stopping:
+            log.error("worker died", worker=slot.name, why=str(cause), deaths=slot.deaths)
+        if running:
+            self.aftermath.died(running, cause, self.stopping, self.settings.config.max_attempts)
 
     # Beginning and end
 
@@ -277,6 +242,7 @@ class Daemon:
             self.kill_all()
             return
         log.info("stopping; ask again to stop at once")
+        self.reception.open = False
         self.stopping, self._stop_by = True, self.clock() + self.settings.config.stop_grace_s
         for slot in self.slots.values():
             if slot.up:
@@ -288,8 +254,13 @@ class Daemon:
                 self.executor.kill(slot.name)
 
     @property
+    def unwritten(self) -> bool:
+        """Whether something is yet to be written down."""
+        return self.disk.owing or self.ending.untidied > 0
+
+    @property
     def busy(self) -> bool:
-        return any(slot.running for slot in self.slots.values())
+        return self.unwritten or any(slot.running for slot in self.slots.values())
 
     def state(self) -> str:
         if self.stopping:

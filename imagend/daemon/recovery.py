@@ -13,11 +13,13 @@ A file in both inbox and pending died between accept's two steps: it is accepted
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import structlog
 
-from imagend.daemon.ending import Ending, load
+from imagend import signing
+from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.errors import DaemonDied, Rejected
 from imagend.job import Outcome, Ref
@@ -42,16 +44,35 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
         if outputs.ended(ticket.ref):
             log.info("finished what a crash left", job=str(ticket.ref))
             ending.finish_again(ticket.ref)
+    ending.tidy()
     for ticket in spool.tickets(State.ACTIVE):
         _settle(ticket.ref, spool, ending, max_attempts)
     queued = []
     for ticket in spool.tickets(State.PENDING):
-        try:
-            queued.append(Queued(ticket.ref, load(spool, ticket.ref).header.priority))
-        except Rejected as reason:
-            ending.end(ticket.ref, Outcome.FAILED, failure=Failure.of(reason))
+        priority = _priority(ticket.ref, spool)
+        if priority is None:
+            log.error("a job's file is damaged; it was set aside: submit it again", job=str(ticket.ref))
+            spool.set_aside(ticket.ref)
+        elif not outputs.ended(ticket.ref):
+            queued.append(Queued(ticket.ref, priority))
+    ending.tidy()
     outputs.sweep({entry.ref for entry in queued})
     return queued
+
+
+def _priority(ref: Ref, spool: Spool) -> int | None:
+    """A queued job's priority, without parsing all of it, for 100,000 may wait; None if these are not the job's bytes.
+
+    They can be cut: a power failed before accept's fsync. Then its sender was told nothing and its inbox still has it.
+    """
+    try:
+        body, _ = signing.split(spool.read(ref))
+        if signing.job_id(ref.client, body) != ref.id:
+            return None
+        priority = json.loads(body).get("priority", 5)
+    except (Rejected, ValueError):
+        return None
+    return priority if isinstance(priority, int) else 5  # what an older imagend took in is judged when its turn comes
 
 
 def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:

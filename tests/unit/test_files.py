@@ -94,11 +94,11 @@ def test_bytes_and_names_are_synced_in_this_order(tmp_path: Path, monkeypatch: p
     files.remove(tmp_path / "b" / "a")
     assert synced == ["b"]
     synced.clear()
-    files.append(tmp_path / "log", b"line")
+    files.append(tmp_path / "log", b"line\n")
     assert synced == ["log", tmp_path.name]
     synced.clear()
-    files.append(tmp_path / "log", b"line")
-    files.append(tmp_path / "log", b"line", durable=False)
+    files.append(tmp_path / "log", b"line\n")
+    files.append(tmp_path / "log", b"line\n", durable=False)
     assert synced == ["log"]
     synced.clear()
     files.make_folder(tmp_path / "c" / "d")
@@ -139,10 +139,10 @@ def test_make_folder_does_not_replace_a_file(tmp_path: Path, place: str) -> None
 
 def test_append_mends_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    files.append(path, b'{"n": 1}')
+    files.append(path, b'{"n": 1}\n')
     with path.open("ab") as file:
         file.write(b'{"n": 2, "to')  # the machine died here
-    files.append(path, b'{"n": 3}')
+    files.append(path, b'{"n": 3}\n')
     assert path.read_bytes() == b'{"n": 1}\n{"n": 2, "to\n{"n": 3}\n'
 
 
@@ -153,10 +153,10 @@ def test_every_line_appended_after_a_crash_can_be_read(
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
     for line in lines:
-        files.append(path, line, durable=False)
+        files.append(path, line + b"\n", durable=False)
     if lines:
         os.truncate(path, min(cut, path.stat().st_size))
-    files.append(path, b"after", durable=False)
+    files.append(path, b"after\n", durable=False)
     assert path.read_bytes().split(b"\n")[-2:] == [b"after", b""]
 
 
@@ -170,21 +170,21 @@ def test_append_writes_a_line_with_one_write(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "write", record)
     (tmp_path / "log").write_bytes(b"torn")
-    files.append(tmp_path / "log", b"line")
+    files.append(tmp_path / "log", b"line\n")
     assert written == [b"\nline\n"]
 
 
 def test_append_tells_of_a_line_that_did_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
     with pytest.raises(OSError, match="No space left"):
-        files.append(tmp_path / "log", b"line")
+        files.append(tmp_path / "log", b"line\n")
 
 
 def test_append_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"")
     (tmp_path / "log").symlink_to("victim")
     with pytest.raises(OSError, match="symbolic links"):
-        files.append(tmp_path / "log", b"line")
+        files.append(tmp_path / "log", b"line\n")
 
 
 # read_untrusted

@@ -219,8 +219,8 @@ def test_the_feed_has_a_line_per_ended_job(outputs: Outputs) -> None:
     assert not outputs.announced(REF)
     end(outputs, REF, artifact("0000.png"), label="shot 12")
     end(outputs, OTHER, outcome=Outcome.FAILED, error={"code": "TIMEOUT", "message": "late"})
-    outputs.announce(REF)
-    outputs.announce(OTHER)
+    outputs.announce([REF])
+    outputs.announce([OTHER])
     first, second = map(json.loads, (outputs.root / RESULTS).read_text().splitlines())
     assert datetime.fromisoformat(first.pop("ended_at")) == MOMENT
     assert first == {
@@ -243,30 +243,30 @@ def test_a_feed_cut_anywhere_is_mended_and_tells_of_each_job_once(outputs: Outpu
     feed = outputs.root / RESULTS
     end(outputs, OTHER)
     end(outputs, REF, label='a "quoted" {braced} label')
-    outputs.announce(OTHER)
+    outputs.announce([OTHER])
     first = feed.read_bytes()
-    outputs.announce(REF)
+    outputs.announce([REF])
     whole = feed.read_bytes()
     for length in range(len(first), len(whole) + 1):
         feed.write_bytes(whole[:length])
         if not outputs.announced(REF):
-            outputs.announce(REF)
+            outputs.announce([REF])
         assert outputs.announced(REF)
         assert told(outputs) == [OTHER.id, REF.id], f"after {whole[len(first) : length]!r}"
 
 
 def test_a_label_that_is_another_jobs_id_does_not_announce_that_job(outputs: Outputs) -> None:
     end(outputs, OTHER, label=REF.id)
-    outputs.announce(OTHER)
+    outputs.announce([OTHER])
     assert not outputs.announced(REF)
 
 
 def test_the_end_of_a_long_feed_is_found(outputs: Outputs) -> None:
     end(outputs, REF)
     end(outputs, OTHER)
-    outputs.announce(OTHER)
+    outputs.announce([OTHER])
     line = (outputs.root / RESULTS).read_bytes()
     (outputs.root / RESULTS).write_bytes(line * (3_000_000 // len(line)))
     assert not outputs.announced(REF)
-    outputs.announce(REF)
+    outputs.announce([REF])
     assert outputs.announced(REF)

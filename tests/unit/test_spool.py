@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +37,11 @@ def opened(root: Path) -> Spool:
 
 
 def reopened(spool: Spool) -> Spool:
-    """The next daemon on this spool; it begins with sweep()."""
+    """The next daemon on this spool; it begins with sweep() and looks what there is."""
     spool.close()
     again = opened(spool.root)
     again.sweep()
+    again.tickets(State.PENDING)
     return again
 
 
@@ -111,37 +114,99 @@ def test_a_job_that_comes_back_keeps_its_place(spool: Spool) -> None:
     spool.requeue(REF, "why not")
     assert waiting(spool) == [REF, OTHER]
     spool.claim(REF)
-    spool.finish(REF, "succeeded")
+    spool.finish({REF: "succeeded"})
     assert spool.accepted(REF) == before
 
 
-def test_one_sync_per_folder_commits_all_jobs(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sync_per_job_and_one_per_folder_commit_all(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     accept(spool, REF, OTHER)  # makes the folders
-    more = [Ref(ref.client, f"{number:020x}") for ref in (REF, OTHER) for number in range(3)]
+    more = [Ref(ref.client, f"{number:020x}") for ref in (REF, OTHER) for number in range(8)]
     synced: list[Path] = []
     monkeypatch.setattr(files, "sync", synced.append)
     for ref in more:
         spool.accept(ref, b"job")
     assert synced == []
     spool.commit()
-    assert sorted(synced) == [spool.root / "pending" / "alice", spool.root / "pending" / "bob"]
+    pending = spool.root / "pending"
+    assert sorted(synced[:16]) == [pending / ref.client / f"{ref.id}.json" for ref in more]
+    assert sorted(synced[16:]) == [pending / "alice", pending / "bob"]
     spool.commit()
-    assert len(synced) == 2
+    assert len(synced) == 18
 
 
-def test_a_commit_that_failed_is_not_forgotten(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+def failing(*names: str) -> Callable[[Path], None]:
     def fail(path: Path) -> None:
-        raise OSError(5, "Input/output error", str(path))
+        if path.name in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
+    return fail
+
+
+@pytest.mark.parametrize("refused", [f"{REF.id}.json", "alice"])
+def test_a_commit_that_failed_accepted_nothing_and_leaves_nothing(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    accept(spool, OTHER)
     spool.accept(REF, b"job")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", fail)
+        patch.setattr(files, "sync", failing(refused))
         with pytest.raises(OSError, match="Input/output"):
             spool.commit()
+    assert spool.where(REF) is None
+    assert waiting(spool) == [OTHER]
+    accept(spool, REF)
+    assert waiting(spool) == [OTHER, REF]
+
+
+def test_what_the_disk_refused_and_would_not_let_go_is_written_anew(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may call its pages clean: a second fsync of the same file would say that all is well."""
+
+    def no(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    spool.accept(REF, b"job")
+    refused = (spool.root / "pending" / "alice" / f"{REF.id}.json").stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", failing(f"{REF.id}.json"))
+        patch.setattr(Path, "unlink", no)
+        with pytest.raises(OSError, match="Input/output"):
+            spool.commit()
+    assert spool.where(REF) is State.PENDING
+    assert spool.accept(REF, b"job")
+    spool.commit()
+    assert (spool.root / "pending" / "alice" / f"{REF.id}.json").stat().st_ino != refused
+    assert not spool.accept(REF, b"job")
+
+
+def test_what_is_known_is_made_durable_before_it_is_called_so(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wrote it may have been killed before its commit."""
+    path = put(spool, State.PENDING)
+    assert not spool.accept(REF, b"job")
     synced: list[Path] = []
     monkeypatch.setattr(files, "sync", synced.append)
     spool.commit()
-    assert synced == [spool.root / "pending" / "alice"]
+    assert synced == [path, path.parent]
+
+
+def test_damaged_jobs_are_kept_out_of_the_way(spool: Spool) -> None:
+    put(spool, State.PENDING)
+    spool.set_aside(REF)
+    assert spool.where(REF) is None
+    assert (spool.root / "damaged" / REF.client / f"{REF.id}.json").read_bytes() == b"pending"
+
+
+def test_jobs_are_for_the_daemons_eyes_only(spool: Spool) -> None:
+    accept(spool, REF)
+    spool.claim(REF)
+    modes = {
+        str(path.relative_to(spool.root)): oct(path.stat().st_mode & 0o777)
+        for path in (spool.root / "active").rglob("*")
+    }
+    assert modes == {"active/alice": "0o711", f"active/alice/{REF.id}.json": "0o600"}
+    assert (spool.root / "journal").stat().st_mode & 0o777 == 0o700
+    assert (spool.root / "pending").stat().st_mode & 0o777 == 0o711
 
 
 def test_what_is_no_job_file_is_no_ticket(spool: Spool) -> None:
@@ -219,7 +284,7 @@ def test_finish_puts_a_job_away_from_pending_and_from_active(spool: Spool, claim
     accept(spool, REF, OTHER)
     if claimed:
         spool.claim(REF)
-    spool.finish(REF, "cancelled")
+    spool.finish({REF: "cancelled"})
     assert spool.where(REF) is State.DONE
     assert spool.read(REF) == b"job"
     assert [line["event"] for line in spool.story(REF)][-1] == "cancelled"
@@ -230,8 +295,8 @@ def test_finish_puts_a_job_away_from_pending_and_from_active(spool: Spool, claim
 
 def test_finish_twice_is_once(spool: Spool) -> None:
     accept(spool, REF)
-    spool.finish(REF, "cancelled")
-    spool.finish(REF, "cancelled")
+    spool.finish({REF: "cancelled"})
+    spool.finish({REF: "cancelled"})
     assert [ticket.ref for ticket in spool.tickets(State.DONE)] == [REF]
 
 
@@ -273,11 +338,20 @@ def test_half_written_jobs_are_swept(spool: Spool) -> None:
 def test_recovery_leaves_the_inbox_alone(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders in there are their clients', who may forbid us to open them; one that is mounted may hang."""
     (spool.root / "inbox" / "bob").mkdir(parents=True)
-    synced: list[Path] = []
-    monkeypatch.setattr(files, "sync", synced.append)
+    opened: list[str] = []
+    monkeypatch.setattr(files, "settle", lambda path: opened.append(str(path)))
+    monkeypatch.setattr(os, "scandir", _telling(os.scandir, opened))
     spool.sweep()
-    assert [path for path in synced if spool.root / "inbox" in (path, *path.parents)] == []
-    assert spool.root / "pending" in synced
+    assert [path for path in opened if path.startswith(str(spool.root / "inbox"))] == []
+    assert str(spool.root) in opened
+
+
+def _telling(scandir: Callable[[Any], Any], opened: list[str]) -> Callable[[Any], Any]:
+    def call(path: Any) -> Any:
+        opened.append(str(path))
+        return scandir(path)
+
+    return call
 
 
 # One owner

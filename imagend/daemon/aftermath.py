@@ -1,0 +1,75 @@
+"""What becomes of a job after an attempt: published, failed, cancelled, or back to the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from imagend.daemon.disk import Disk
+from imagend.daemon.ending import Ending
+from imagend.daemon.retry import worth_another_attempt
+from imagend.daemon.slots import Running
+from imagend.daemon.turn import Turn
+from imagend.errors import DiskLost, ImagendError, MissingOutput
+from imagend.job import Job, Outcome
+from imagend.messages import Ended, Failure
+from imagend.outputs import Outputs
+from imagend.spool import Spool
+
+log = structlog.get_logger()
+
+
+class Aftermath:
+    """Decides; what is to be written is owed to the disk."""
+
+    def __init__(self, spool: Spool, outputs: Outputs, turn: Turn, disk: Disk, ending: Ending) -> None:
+        self.spool, self.outputs, self.turn, self.disk, self.ending = spool, outputs, turn, disk, ending
+
+    def ended(self, running: Running, ended: Ended, max_attempts: int) -> None:
+        """The worker says that the attempt is over."""
+        if ended.outcome is Outcome.SUCCEEDED:
+            self.disk.owe(partial(self.publish, running, ended, max_attempts))
+        elif ended.outcome is Outcome.CANCELLED or running.cancelled:
+            self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
+        else:
+            assert ended.failure is not None
+            if ended.failure.traceback:
+                log.error("a worker met a bug", job=str(running.job.ref), traceback=ended.failure.traceback)
+            self.fail(running, ended.failure, max_attempts, ended)
+
+    def died(self, running: Running, cause: ImagendError, stopping: bool, max_attempts: int) -> None:
+        """The worker died with the job; when we stop that is what we asked for, and does not count."""
+        ref = running.job.ref
+        if running.cancelled:
+            self.disk.owe(partial(self.ending.end, ref, Outcome.CANCELLED, running))
+        elif stopping:
+            self.disk.owe(partial(self.put_back, running.job, partial(self.spool.release, ref)))
+        else:
+            self.fail(running, Failure.of(cause), max_attempts)
+
+    def publish(self, running: Running, ended: Ended, max_attempts: int) -> None:
+        ref = running.job.ref
+        try:
+            if not self.outputs.ended(ref):
+                self.outputs.seal(ref, ended.artifacts, len(running.spec.seeds or ()))
+        except DiskLost as error:
+            self.fail(running, Failure.of(error), max_attempts)
+        except MissingOutput as error:
+            self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, running, ended, Failure.of(error)))
+        else:
+            self.ending.end(ref, Outcome.SUCCEEDED, running, ended)
+
+    def fail(self, running: Running, failure: Failure, max_attempts: int, ended: Ended | None = None) -> None:
+        """An attempt failed; has the job?"""
+        job = running.job
+        if worth_another_attempt(failure, running.attempt, max_attempts):
+            again = partial(self.spool.requeue, job.ref, failure.error.message)
+            self.disk.owe(partial(self.put_back, job, again))
+        else:
+            self.disk.owe(partial(self.ending.end, job.ref, Outcome.FAILED, running, ended, failure))
+
+    def put_back(self, job: Job, on_disk: Callable[[], None]) -> None:
+        on_disk()
+        self.turn.add(job.ref, job.header.priority, first=True)

@@ -1,0 +1,70 @@
+"""When the disk says no: what must be written is owed and tried again, and nothing new begins until it is paid.
+
+The daemon goes on: it reports `degraded`, answers, and drains when the disk is well again. Only at start, when nothing
+is known yet, does a disk that refuses end it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from imagend import files
+from imagend.daemon.health import Health
+
+RETRY_S = 1.0
+
+
+class Disk:
+    """`folders` are those whose file systems need room."""
+
+    def __init__(self, folders: tuple[Path, ...], health: Health, clock: Callable[[], float]) -> None:
+        self._folders, self._health, self._clock = folders, health, clock
+        self._owed: deque[Callable[[], None]] = deque()
+        self._refusing = False
+        self.again_at = 0.0  # the disk is left alone until then
+
+    @property
+    def owing(self) -> bool:
+        return bool(self._owed)
+
+    def owe(self, work: Callable[[], None]) -> None:
+        """`work` shall be done, in the order in which it was owed. It may be called again after an OSError."""
+        self._owed.append(work)
+
+    def pay(self) -> None:
+        """Do what is owed, as far as the disk lets us."""
+        if self._clock() < self.again_at:
+            return
+        self._refusing = False
+        try:
+            while self._owed:
+                self._owed[0]()
+                self._owed.popleft()
+                self.worked()
+        except OSError as error:
+            self.refused(error)
+
+    def worked(self) -> None:
+        self._health.trouble("disk", None)
+
+    def refused(self, error: OSError) -> None:
+        """Something could not be written or read: leave the disk alone for a while."""
+        self._refusing, self.again_at = True, self._clock() + RETRY_S
+        self._health.trouble("disk", f"the disk refuses: {error}. Nothing is lost; it is tried again every second")
+
+    @property
+    def well(self) -> bool:
+        """Whether a job may be handed out."""
+        return not self._refusing
+
+    def has_room(self, reserve_mb: int) -> bool:
+        """Whether anything new may be written. Quotas are not seen here, only when they refuse."""
+        try:
+            short = [folder for folder in self._folders if files.free_bytes(folder) < reserve_mb << 20]
+            why = f"less than {reserve_mb} MB (reserve_mb) are free under {short[0]}: make room" if short else None
+        except OSError as error:
+            why = f"free space is not known: {error}"
+        self._health.trouble("space", why)
+        return why is None

@@ -1,0 +1,93 @@
+"""From the doors to the queue: takes verified jobs in and acts on cancels; one verdict for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from imagend.daemon.disk import Disk
+from imagend.daemon.ending import Ending
+from imagend.daemon.health import Health
+from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Verdict
+from imagend.daemon.turn import Turn
+from imagend.errors import UnknownJob
+from imagend.job import CancelRequest, Job, Outcome, Ref
+from imagend.outputs import Outputs
+from imagend.spool import Spool
+
+log = structlog.get_logger()
+
+
+class Reception:
+    """`stop_job` asks the worker that holds a job to let go of it."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        outputs: Outputs,
+        turn: Turn,
+        disk: Disk,
+        ending: Ending,
+        health: Health,
+        stop_job: Callable[[Ref], bool],
+    ) -> None:
+        self.spool, self.outputs, self.turn, self.disk = spool, outputs, turn, disk
+        self.ending, self.health, self.stop_job = ending, health, stop_job
+        self.open = True
+
+    def take_in(self, arrivals: Sequence[Arrival]) -> tuple[Verdict, ...]:
+        """Queue jobs, then act on cancels, so that a cancel finds the job it came with. Durable when it returns."""
+        if not self.open:
+            return (LATER,) * len(arrivals)
+        verdicts: dict[int, Verdict] = {}
+        accepted: list[Job] = []
+        try:
+            for number, arrival in enumerate(arrivals):
+                if isinstance(arrival.item, Job):
+                    verdicts[number] = None
+                    if self.accept(arrival.item, arrival.raw):
+                        accepted.append(arrival.item)
+            self.spool.commit()
+            self.health.trouble("intake", None)
+        except OSError as error:  # the files stay where they are and are asked about again
+            self.spool.abandon()
+            self.health.trouble("intake", f"no job can be accepted: {error}")
+            return (LATER,) * len(arrivals)
+        for job in accepted:
+            self.turn.add(job.ref, job.header.priority)
+            log.info("accepted", job=str(job.ref))
+        for number, arrival in enumerate(arrivals):
+            if isinstance(arrival.item, CancelRequest):
+                try:
+                    verdicts[number] = self.cancel(arrival.item.ref)
+                except UnknownJob as reason:  # in a full batch its job may stand behind it
+                    verdicts[number] = LATER if len(arrivals) == MAX_BATCH else reason
+        return tuple(verdicts[number] for number in range(len(arrivals)))
+
+    def accept(self, job: Job, raw: bytes) -> bool:
+        if self.outputs.ended(job.ref) or not self.spool.accept(job.ref, raw):
+            log.info("known already", job=str(job.ref))
+            return False
+        return True
+
+    def cancel(self, ref: Ref) -> Verdict:
+        """Stop a job wherever it is. A job that has ended stays as it is. Raises UnknownJob.
+
+        LATER while the disk refuses to keep the wish: its file must stay.
+        """
+        if ref in self.turn:
+            self.turn.remove(ref)
+            self.disk.owe(partial(self.ending.end, ref, Outcome.CANCELLED))
+            self.disk.pay()
+        else:
+            try:
+                if self.stop_job(ref):
+                    return None
+            except OSError as error:
+                self.disk.refused(error)
+                return LATER
+            if self.spool.where(ref) is None and not self.outputs.ended(ref):
+                raise UnknownJob(ref.id, ref.client)
+        return LATER if self.disk.owing else None
