@@ -60,7 +60,12 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
         return
     make_folder(path.parent)
     path.mkdir(mode, exist_ok=True)
-    sync(path.parent)
+    try:
+        sync(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # else it would be taken for durable next time
+        raise
 
 
 def rename(source: Path, target: Path) -> None:
@@ -176,14 +181,14 @@ def append(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> 
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             if durable:
                 os.fsync(fd)
+                if size == 0:
+                    sync(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, size)
             raise
     finally:
         os.close(fd)
-    if durable and size == 0:
-        sync(path.parent)
 
 
 class NotOrdinary(OSError):

@@ -74,7 +74,8 @@ class Spool:
         except Timeout:
             raise SpoolLocked(self._owner(), self.root) from None
         self._lock = lock
-        files.replace_hint(self.root / ".owner", str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # only told to a second daemon
+            files.replace_hint(self.root / ".owner", str(os.getpid()).encode())
 
     def close(self) -> None:
         if self._lock is not None:

@@ -42,17 +42,17 @@ class Disk:
             while self._owed:
                 self._owed[0]()
                 self._owed.popleft()
-                self.worked()
+                self.worked("disk")
         except OSError as error:
-            self.refused(error)
+            self.refused("disk", error)
 
-    def worked(self) -> None:
-        self._health.trouble("disk", None)
+    def worked(self, part: str) -> None:
+        self._health.trouble(part, None)
 
-    def refused(self, error: OSError) -> None:
-        """Something could not be written or read: leave the disk alone for a while."""
+    def refused(self, part: str, error: OSError) -> None:
+        """Something could not be written or read: leave the disk alone for a while. `part` until it worked."""
         self._refusing, self.again_at = True, self._clock() + RETRY_S
-        self._health.trouble("disk", f"the disk refuses: {error}. Nothing is lost; it is tried again every second")
+        self._health.trouble(part, f"the disk refuses: {error}. Nothing is lost; it is tried again every second")
 
     @property
     def well(self) -> bool:

@@ -177,9 +177,9 @@ class Daemon:
                 try:
                     self.start(slot, ref)
                 except OSError as error:  # it keeps its place
-                    self.disk.refused(error)
+                    self.disk.refused("claim", error)
                     return
-                self.disk.worked()
+                self.disk.worked("claim")
                 self.turn.remove(ref)
 
     def start(self, slot: Slot, ref: Ref) -> None:

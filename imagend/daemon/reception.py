@@ -86,7 +86,7 @@ class Reception:
                 if self.stop_job(ref):
                     return None
             except OSError as error:
-                self.disk.refused(error)
+                self.disk.refused("disk", error)
                 return LATER
             if self.spool.where(ref) is None and not self.outputs.ended(ref):
                 raise UnknownJob(ref.id, ref.client)
