@@ -342,11 +342,11 @@ def test_nor_after_a_death(scene: TracedScene, trace: list[Step]) -> None:
 
 SYNC_POINTS = (
     "_check_version: spool/..version.tmp",
-    "_reject: spool",
-    "_reject: spool/rejected/.refused.json.reason.json.tmp",
-    "_reject: spool/rejected/.unfinished.json.reason.json.tmp",
-    "_reject: spool/rejected",
-    "_reject: spool/inbox",
+    "_open_or_make: spool",
+    "reject: spool/rejected/.refused.json.reason.json.tmp",
+    "reject: spool/rejected/.unfinished.json.reason.json.tmp",
+    "reject: spool/rejected",
+    "reject: spool/inbox",
     "accept: spool/pending",
     "accept: spool/pending/alice/.ID.json.tmp",
     "commit: spool/pending/alice",
@@ -431,14 +431,15 @@ def never_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def empty_the_inbox_first(patch: pytest.MonkeyPatch) -> None:
-    real = Door._read
+    real = Door._examine
 
-    def read(self: Door, path: Path) -> Arrival:
-        arrival = real(self, path)
-        path.unlink()
+    def examine(self: Door, name: str, now: float) -> Arrival | None:
+        arrival = real(self, name, now)
+        if arrival is not None:
+            (self.inbox / name).unlink()
         return arrival
 
-    patch.setattr(Door, "_read", read)
+    patch.setattr(Door, "_examine", examine)
 
 
 def reject_before_the_reason(patch: pytest.MonkeyPatch) -> None:
