@@ -121,7 +121,7 @@ def step(daemon: Daemon) -> bool:
             door.settle(arrival, verdict)
     daemon.look_around()
     daemon.wait()
-    return bool(arrived or len(daemon.turn) or daemon.busy)
+    return bool(arrived or any(door.more for door in daemon.doors) or len(daemon.turn) or daemon.busy)
 
 
 def run_until(daemon: Daemon, condition: Callable[[], bool], limit_s: float = 60.0) -> None:

@@ -40,7 +40,7 @@ WORDS = {
     "signing",
     "config",
 }
-SHELVES = {"files", "spool", "outputs", "models"}
+SHELVES = {"files", "inbox", "spool", "outputs", "models"}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}

@@ -132,6 +132,8 @@ class Health:
                     "scan_age_s": round(now - d.looked_at, 3),
                     "stuck": d.stuck,
                     "trouble": d.trouble,
+                    "skew_s": None if d.skew_s is None else round(d.skew_s, 3),
+                    "delay_s": None if d.delay_s is None else round(d.delay_s, 3),
                 }
                 for d in doors
             ],

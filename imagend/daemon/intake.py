@@ -6,11 +6,9 @@ neither painting nor status. A door never touches the queue: it shows verified j
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +18,9 @@ import structlog
 
 from imagend import files, jobfile
 from imagend.config import Config
-from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, Unsigned
+from imagend.daemon.held import Held, Why
+from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, UnknownJob, Unsigned
+from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
 from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
 from imagend.signers import AllowedSigners
 from imagend.signing import unseal
@@ -28,12 +28,10 @@ from imagend.signing import unseal
 log = structlog.get_logger()
 
 MAX_BATCH = 256
-ATTACHMENTS = "files"  # a folder of this name in an inbox holds no job files
-REJECTED = "rejected"
 LATER = "later"
 Verdict = Rejected | str | None
 """None: taken, remove the file. A Rejected: say why. LATER: leave the file, ask again."""
-Identity = tuple[int, int, int, int]
+MEASURE_S = 60.0
 
 
 class DoorBug(Rejected):
@@ -52,8 +50,10 @@ class Policy:
 class Arrival:
     """A file at the door, verified and parsed. `raw` are the bytes that were, all of them."""
 
-    path: Path
+    name: str
     identity: Identity
+    dropped_at: float
+    """when it got its name, by the clock of its file system"""
     raw: bytes
     item: Job | CancelRequest
 
@@ -71,153 +71,168 @@ class Unreadable(Forbidden):
 
 
 class Door:
-    """One inbox. look() and settle() do all the work; serve() is its thread."""
+    """One inbox. look() and settle() do all the work; serve() is its thread.
+
+    An inbox is listed, the listing is worked through, and the next one begins: each file has its turn, and 100,000 of
+    them are listed now and then, not for each batch. One that comes in between need not wait for all the others.
+    """
 
     def __init__(self, inbox: Path, policy: Policy, wall: Callable[[], datetime] | None = None) -> None:
         self.inbox, self.policy = inbox, policy
         self.hint = Event()
         self.looked_at = time.monotonic()
         self.trouble: str | None = None
-        self._trouble: str | None = None
+        self.skew_s: float | None = None
+        """how far the inbox's clock is ahead of ours; None: not known"""
+        self.delay_s: float | None = None
+        """the longest that one of the last 100 jobs had to wait here; None: not known"""
+        self._delays: deque[float] = deque(maxlen=100)
         self._wall = wall or (lambda: datetime.now(UTC))
-        self._waiting: dict[Path, tuple[Identity, float]] = {}
-        self._stuck: dict[Path, Identity] = {}
+        self._inbox = Inbox(inbox)
+        self._ahead: deque[str] = deque()
+        self._listed: set[str] = set()
+        self._list_at = 0.0
+        self._measure_at = 0.0
+        self._held = Held()
+        self._closed: str | None = None
+        self._unreadable = ""
 
     def serve(self, ask: Callable[[tuple[Arrival, ...]], tuple[Verdict, ...]]) -> None:
         """Look for ever. `ask` brings arrivals to the loop and returns its verdicts."""
         while True:
-            arrivals = self.look(time.monotonic())
-            verdicts = ask(arrivals) if arrivals else ()
-            for arrival, verdict in zip(arrivals, verdicts, strict=True):
-                self.settle(arrival, verdict)
-            if len(arrivals) < MAX_BATCH or LATER in verdicts:
-                self.hint.wait(self.policy.config.scan_interval_s)
+            began = time.monotonic()
+            verdicts: tuple[Verdict, ...] = ()
+            try:
+                self.measure(began)
+                arrivals = self.look(began)
+                verdicts = ask(arrivals) if arrivals else ()
+                for arrival, verdict in zip(arrivals, verdicts, strict=True):
+                    self.settle(arrival, verdict)
+                idle = not self.more or (bool(verdicts) and set(verdicts) == {LATER})
+            except OSError as error:  # one that was not foreseen, such as the log's on a full disk
+                self.trouble, idle = _trouble(self.inbox, error), True
+            if idle:
+                interval = self.policy.config.scan_interval_s
+                time.sleep(min(time.monotonic() - began, interval))  # hints by the thousand: half the time is ours
+                self.hint.wait(interval)
                 self.hint.clear()
 
-    def look(self, now: float) -> tuple[Arrival, ...]:
-        """The next verified jobs, at most MAX_BATCH; what can never become one is rejected on the way."""
-        self.looked_at, self._trouble = now, None
-        arrivals = self._arrivals(now)
-        self.trouble = self._trouble  # in one step: the loop's thread reads it
-        return arrivals
+    @property
+    def more(self) -> bool:
+        """Whether files are listed that look() has not come to."""
+        return bool(self._ahead)
 
-    def _arrivals(self, now: float) -> tuple[Arrival, ...]:
+    @property
+    def stuck(self) -> int:
+        """Files that could be neither taken in nor moved to rejected/."""
+        return self._held.counts[Why.STUCK]
+
+    def measure(self, now: float) -> None:
+        """How far is the inbox's clock from ours? Asked once a minute; told in status.json, and never used."""
+        if now < self._measure_at:
+            return
+        self._measure_at = now + MEASURE_S
         try:
-            paths = list(self._candidates())
-        except OSError as error:
-            if self.trouble is None:
-                log.error("inbox cannot be read", inbox=str(self.inbox), why=str(error))
-            self._cannot(self.inbox, error)
-            return ()
-        for memory in (self._waiting, self._stuck):
-            for gone in memory.keys() - set(paths):
-                del memory[gone]
+            self.skew_s = self._inbox.skew_s()
+        except OSError:  # we may have no leave to write here
+            self.skew_s = None
+
+    def look(self, now: float) -> tuple[Arrival, ...]:
+        """The next verified jobs: at most MAX_BATCH files are read. What can never become a job is rejected."""
+        self.looked_at = now
+        if not self._ahead or now >= self._list_at:
+            self._list(now)
         arrivals: list[Arrival] = []
-        for path in paths:
-            if (arrival := self._examine(path, now)) is not None:
-                arrivals.append(arrival)
-                if len(arrivals) == MAX_BATCH:
-                    break
+        read = 0
+        while self._ahead and read < MAX_BATCH:
+            name = self._ahead.popleft()
+            held = self._held.get(name)
+            if held is None or held.look_at <= now:
+                read += 1
+                if (arrival := self._examine(name, now)) is not None:
+                    arrivals.append(arrival)
+        unreadable = self._unreadable if self._held.counts[Why.UNREADABLE] else None
+        self.trouble = self._closed or unreadable  # in one step: the loop's thread reads it
         return tuple(arrivals)
 
     def settle(self, arrival: Arrival, verdict: Verdict) -> None:
         """Do what the loop decided."""
         if verdict is None:
             self._remove(arrival)
+        elif isinstance(arrival.item, CancelRequest) and (
+            verdict == LATER or (isinstance(verdict, UnknownJob) and self.more)
+        ):
+            self._listed.discard(arrival.name)  # its job may stand behind it: it counts as new in the next listing
         elif isinstance(verdict, Rejected):
             verdict.client = arrival.item.ref.client
-            self._reject(arrival.path, arrival.identity, verdict)
+            self._reject(arrival.name, arrival.identity, verdict)
 
-    @property
-    def stuck(self) -> int:
-        """Files that could be neither taken in nor moved to rejected/."""
-        return len(self._stuck)
-
-    def _candidates(self) -> Iterator[Path]:
-        """Every entry that is no dotfile, here and in client folders one level down; in order of name."""
-        with os.scandir(self.inbox) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == ATTACHMENTS:
-                continue
-            if not entry.is_dir(follow_symlinks=False):
-                yield Path(entry.path)
-                continue
-            try:
-                with self._folder(Path(entry.path)) as folder:
-                    paths = sorted(Path(entry.path, path.name) for path in folder.iterdir())
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:  # one client's folder must not close the inbox to the others
-                self._cannot(Path(entry.path), error)
-                continue
-            yield from (path for path in paths if not path.name.startswith(".") and path.name != ATTACHMENTS)
-
-    @contextmanager
-    def _folder(self, path: Path) -> Iterator[Path]:
-        """The inbox or a client's folder in it, by a descriptor: a link that was put in its place is not followed.
-
-        Else a stranger could list as inbox/x what is pending/alice when we remove it.
-        """
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        with ExitStack() as stack:
-            fd = os.open(self.inbox, flags)
-            stack.callback(os.close, fd)
-            if path != self.inbox:
-                fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=fd)
-                stack.callback(os.close, fd)
-            yield Path(f"/proc/self/fd/{fd}")
-
-    def _examine(self, path: Path, now: float) -> Arrival | None:
-        """The verified job in a file; None if there is none (yet): what is surely none has been rejected."""
+    def _list(self, now: float) -> None:
+        began = time.monotonic()
         try:
-            with self._folder(path.parent) as folder:
-                identity = _identity((folder / path.name).lstat())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            names, closed = self._inbox.listing()
         except OSError as error:
-            self._cannot(path, error)
-            return None
-        if self._stuck.get(path) == identity or self._is_waiting(path, identity, now):
-            return None
+            if self._closed is None:
+                log.error("inbox cannot be read", inbox=str(self.inbox), why=str(error))
+            self._closed = _trouble(self.inbox, error)
+            self._ahead.clear()
+            return
+        self._closed = next((_trouble(self.inbox / name, error) for name, error in closed), None)
+        if self._ahead:  # some that are new go first: one may be a cancel. But not all: the others have waited
+            new = [name for name in names if name not in self._listed]
+            self._ahead.extendleft(reversed(new[:MAX_BATCH]))
+            self._ahead.extend(new[MAX_BATCH:])
+        else:
+            self._ahead.extend(names)
+        self._listed = set(names)
+        self._held.release_all_but(self._listed)
+        took = time.monotonic() - began
+        self._list_at = now + took + max(took, self.policy.config.scan_interval_s)
+
+    def _examine(self, name: str, now: float) -> Arrival | None:
+        """The verified job in a file; None if there is none (yet): what is surely none has been rejected."""
+        held = self._held.get(name)
+        known = UNKNOWN
         try:
-            return self._read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+            known = self._inbox.identity(name)
+            if held is not None and self._held.rests(held, known, now):
+                return None
+            try:
+                raw, status = self._inbox.read(name)
+            except files.NotOrdinary:
+                raise NotAFile(_leaf(name)) from None
+            except PermissionError as error:
+                raise Unreadable(_leaf(name), error.strerror) from None
+            unfinished = held is not None and held.why is Why.UNFINISHED and held.identity == known
+            known = identity(status)
+            arrival = Arrival(name, known, status.st_ctime, raw, self._verify(name, raw, status.st_size))
+        except GONE:
+            self._held.release(name)
         except (Unsigned, NotAJobName) as reason:  # perhaps not finished
-            if path in self._waiting:
-                self._reject(path, identity, reason)
+            if unfinished:
+                self._reject(name, known, reason)
             else:
-                self._waiting[path] = (identity, now)
+                self._held.keep(name, Why.UNFINISHED, known, now, self.policy.config.file_grace_s)
         except Rejected as reason:
-            self._reject(path, identity, reason)
+            self._reject(name, known, reason)
         except OSError as error:  # not the sender's fault: the disk, the network, our own limits
-            self._cannot(path, error)
+            self._unreadable = _trouble(self.inbox / name, error)
+            self._held.keep(name, Why.UNREADABLE, known, now)
         except Exception:  # no stranger's file may stop the daemon, not even one that finds a bug
-            log.exception("a file in the inbox met a bug", file=_shown(path))
-            self._reject(path, identity, DoorBug())
+            log.exception("a file in the inbox met a bug", file=_shown(name))
+            self._reject(name, known, DoorBug())
+        else:
+            if held is None or held.why is not Why.STUCK:
+                self._held.release(name)
+            return arrival
         return None
 
-    def _is_waiting(self, path: Path, identity: Identity, now: float) -> bool:
-        """Whether an unfinished file still has time. A change gives it new time."""
-        known, since = self._waiting.get(path, (None, now))
-        if known != identity:
-            self._waiting.pop(path, None)
-            return False
-        return now - since < self.policy.config.file_grace_s
-
-    def _read(self, path: Path) -> Arrival:
-        try:
-            with self._folder(path.parent) as folder:
-                raw, status = files.read_untrusted(folder / path.name, MAX_JOB_BYTES)
-        except files.NotOrdinary:
-            raise NotAFile(path.name) from None
-        except PermissionError as error:
-            raise Unreadable(path.name, error.strerror) from None
+    def _verify(self, name: str, raw: bytes, size: int) -> Job | CancelRequest:
+        """Who signed it, and is it a job that may come in? Raises Rejected."""
         if len(raw) > MAX_JOB_BYTES:
-            raise TooLarge(max(status.st_size, len(raw)), MAX_JOB_BYTES)
-        if path.suffix != ".json":
-            raise NotAJobName(path.name)
+            raise TooLarge(max(size, len(raw)), MAX_JOB_BYTES)
+        if not name.endswith(".json"):
+            raise NotAJobName(_leaf(name))
         now = self._wall()
         client, body = unseal(raw, self.policy.signers, now.timestamp())
         try:
@@ -227,47 +242,36 @@ class Door:
         except Rejected as reason:
             reason.client = client
             raise
-        return Arrival(path, _identity(status), raw, item)
+        return item
 
     def _remove(self, arrival: Arrival) -> None:
-        """Unlink the file that was read; if its sender has put another one in its place, that one stays."""
+        if self.skew_s is not None:
+            self._delays.append(self._wall().timestamp() + self.skew_s - arrival.dropped_at)
+            self.delay_s = max(self._delays)
         try:
-            with self._folder(arrival.path.parent) as folder:
-                path = folder / arrival.path.name
-                if _identity(path.lstat()) == arrival.identity:
-                    path.unlink()
-        except (FileNotFoundError, NotADirectoryError):
-            return
+            self._inbox.remove(arrival.name, arrival.identity)
+            self._held.release(arrival.name)
+        except GONE:
+            self._held.release(arrival.name)
         except OSError as error:
-            self._give_up(arrival.path, arrival.identity, error)
+            self._give_up(arrival.name, arrival.identity, error)
 
-    def _reject(self, path: Path, identity: Identity, reason: Rejected) -> None:
-        """Move the file beside its inbox, with its reason; the reason is there first."""
-        self._waiting.pop(path, None)
-        folder = self.inbox.parent / REJECTED / path.parent.relative_to(self.inbox)
-        log.warning("rejected", file=_shown(path), code=reason.code, client=reason.client, why=_harmless(reason))
+    def _reject(self, name: str, known: Identity, reason: Rejected) -> None:
+        """Move the file beside its inbox, with its reason."""
+        log.warning("rejected", file=_shown(name), code=reason.code, client=reason.client, why=_harmless(reason))
+        note = {"error": reason.envelope(), "client": reason.client, "at": self._wall().isoformat()}
         try:
-            files.make_folder(folder)
-            target = _free(folder, path.name)
-            at = self._wall().isoformat()
-            note = {"error": reason.envelope(), "file": target.name, "client": reason.client, "at": at}
-            files.write(_reason(target), json.dumps(note, indent=2).encode() + b"\n")
-            with self._folder(path.parent) as source:
-                if _identity((source / path.name).lstat()) == identity:
-                    files.move(source / path.name, target)
-        except (FileNotFoundError, NotADirectoryError):
-            return
+            self._inbox.reject(name, known, note)
+            self._held.release(name)
+        except GONE:
+            self._held.release(name)
         except OSError as error:
-            self._give_up(path, identity, error)
+            self._give_up(name, known, error)
 
-    def _give_up(self, path: Path, identity: Identity, error: OSError) -> None:
-        """Say it once and leave the file alone until it changes."""
-        log.error("a file cannot be moved out of the inbox", file=_shown(path), why=error.strerror)
-        self._stuck[path] = identity
-
-    def _cannot(self, path: Path, error: OSError) -> None:
-        """Something of ours is in the way: the operator is told, and it is tried again at each look."""
-        self._trouble = f"{path}: {error.strerror}. It is tried again; to find out what to do, run: imagend check"
+    def _give_up(self, name: str, known: Identity, error: OSError) -> None:
+        """Leave the file where it is, and try again when it has changed, or after a pause; say it once."""
+        if self._held.keep(name, Why.STUCK, known, self.looked_at):
+            log.error("a file cannot be moved out of the inbox", file=_shown(name), why=error.strerror)
 
 
 def admit(item: Job | CancelRequest, config: Config) -> None:
@@ -286,37 +290,18 @@ def admit(item: Job | CancelRequest, config: Config) -> None:
         )
 
 
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+def _trouble(path: Path, error: OSError) -> str:
+    """Something of ours is in the way: the operator is told, and it is tried again."""
+    return f"{path}: {error.strerror}. It is tried again; to find out what to do, run: imagend check"
 
 
-def _free(folder: Path, name: str) -> Path:
-    """A place that is not taken, nor its reason's: x.json, x.2.json … A name too long for `.reason.json` is cut."""
-    stem, suffix = (name[: -len(".json")], ".json") if name.endswith(".json") else (name, "")
-    stem = os.fsdecode(os.fsencode(stem)[:200])
-    candidate, number = folder / f"{stem}{suffix}", 1
-    while os.path.lexists(candidate) or (os.path.lexists(_reason(candidate)) and not _left_over(candidate)):
-        number += 1
-        candidate = folder / f"{stem}.{number}{suffix}"
-    return candidate
+def _leaf(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
-def _left_over(path: Path) -> bool:
-    """Whether a crash came between the reason and the move of this very file."""
-    try:
-        raw, _ = files.read_untrusted(_reason(path), MAX_JOB_BYTES)  # perhaps a stranger's file of that name
-        return bool(json.loads(raw)["file"] == path.name)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def _reason(path: Path) -> Path:
-    return path.with_name(f"{path.name}.reason.json")
-
-
-def _shown(path: Path) -> str:
+def _shown(name: str) -> str:
     """A stranger's file name as it may stand in a log."""
-    return path.name if path.name.isprintable() else ascii(path.name)
+    return _leaf(name) if name.isprintable() else ascii(_leaf(name))
 
 
 def _harmless(reason: Rejected) -> str:
