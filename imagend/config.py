@@ -12,10 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from imagend.errors import BadConfig
-from imagend.job import NAME, Frozen, Side
+from imagend.job import CLIENT_NAME, NAME, Frozen, Side
 from imagend.rights import Limits, Rights
 
-CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"  # as imagend.signers has it
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
 

@@ -20,6 +20,7 @@ import structlog
 
 from imagend import files, jobfile
 from imagend.config import Config
+from imagend.daemon import limits
 from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, Unsigned
 from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
 from imagend.signers import AllowedSigners
@@ -125,7 +126,7 @@ class Door:
         if verdict is None:
             self._remove(arrival)
         elif isinstance(verdict, Rejected):
-            verdict.client = arrival.item.ref.client
+            verdict.client = arrival.item.signer
             self._reject(arrival.path, arrival.identity, verdict)
 
     @property
@@ -271,7 +272,7 @@ class Door:
 
 
 def admit(item: Job | CancelRequest, config: Config) -> None:
-    """What a job may ask of this spool. Raises Rejected."""
+    """What may be asked of this spool, and by whom. Raises Rejected."""
     audience = item.header.audience
     if audience is not None and audience != config.name:
         raise Forbidden(
@@ -284,6 +285,7 @@ def admit(item: Job | CancelRequest, config: Config) -> None:
             f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).",
             detail=[{"field": "image_type", "value": item.spec.image_type}],
         )
+    limits.check(item, config)
 
 
 def _identity(status: os.stat_result) -> Identity:

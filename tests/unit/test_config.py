@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagend import config as configuration
-from imagend.config import CLIENT_NAME, ENVIRONMENT, Client, Config, ImageType, find, load, template
+from imagend.config import ENVIRONMENT, Client, Config, ImageType, find, load, template
 from imagend.errors import BadConfig
+from imagend.job import CLIENT_NAME
 from imagend.rights import Limits, Rights
 
 FILE = "config.yaml"
