@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from imagend.config import Config
 from imagend.job import Ref
 from imagend.signing import Key, job_id, seal
 
+UNLIMITED = re.compile(r"(?P<key>\bmax_queued|\bjobs_per_minute): \d+")
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -60,7 +62,9 @@ def place() -> Iterator[Place]:
         subprocess.run(
             [sys.executable, "-m", "imagend", "init", root, "--client", "bench"], check=True, stdout=subprocess.DEVNULL
         )
-        config = configuration.load(root / "config.yaml")
+        path = root / "config.yaml"
+        path.write_text(UNLIMITED.sub(r"\g<key>: 10000000", path.read_text()))
+        config = configuration.load(path)
         yield Place(root, config, Key.load(config.client.key.read_bytes(), config.client.key))
 
 

@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from imagend.errors import BadConfig
-from imagend.job import NAME, Frozen, Side
+from imagend.job import CLIENT_NAME, NAME, Frozen, Side
+from imagend.rights import Limits, Rights
 
-CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"  # as imagend.signers has it
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
 
@@ -31,6 +31,7 @@ Folder = Annotated[Path, BeforeValidator(_path)]
 Seconds = Annotated[float, Field(gt=0)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
 Name = Annotated[str, Field(pattern=NAME)]
+ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
 
 
 class ImageType(Frozen):
@@ -97,12 +98,6 @@ class Config(Frozen):
         description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
         "the CPU where there is none. A change needs a restart.",
     )
-    reserve_mb: int = Field(
-        512,
-        ge=0,
-        description="With less than this free on the disk of spool or outputs no job is taken in or handed out, and "
-        "the state is degraded. 0: never.",
-    )
     max_attempts: int = Field(3, ge=1, le=10, description="How often a job may take its worker or the machine down.")
     time_limit_s: Seconds = Field(600.0, description="An attempt that runs longer fails the job.")
     silence_limit_s: Seconds = Field(
@@ -125,6 +120,30 @@ class Config(Frozen):
         5.0,
         description="status.json is rewritten at least this often; readers take us for dead after three times that.",
     )
+    max_jobs_per_worker: int = Field(
+        0, ge=0, description="A worker is replaced after so many jobs, against what libraries leak. 0: never."
+    )
+    worker_memory_mb: int = Field(
+        0, ge=0, description="A worker that holds more memory (MiB) than this after a job is replaced. 0: never."
+    )
+    reserve_mb: int = Field(
+        512,
+        ge=0,
+        description="Below this much free disk (MiB) under spool or outputs, no job is taken in or handed out; status "
+        "says degraded. 0: never.",
+    )
+    max_queued: int = Field(
+        100, ge=0, description="Jobs that may wait, of all clients together. More are refused with QUEUE_FULL."
+    )
+    limits: Limits = Field(
+        Limits(), description="What each client may ask for; what is beyond is refused, and says why. SIGHUP reloads."
+    )
+    clients: dict[ClientName, Rights] = Field(
+        {},
+        description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
+        "cancel everybody's jobs), and `group`, the Unix group that may read this client's results (without one, only "
+        "imagend's own user and group). As in `ops: {operator: true, max_queued: 50}`.",
+    )
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
 
     @field_validator("inboxes", mode="before")
@@ -133,6 +152,12 @@ class Config(Frozen):
         if not isinstance(value, list | tuple) or not value or len({str(item) for item in value}) < len(value):
             raise ValueError("must be a list of different paths, such as [spool/inbox]")
         return tuple(value)
+
+    def rights(self, client: str) -> Rights:
+        """What a client may: its own keys, each other key as for all."""
+        own = self.clients.get(client, Rights())
+        shared = {key: value for key, value in self.limits if key not in own.model_fields_set}
+        return own.model_copy(update=shared)
 
     def slots(self) -> dict[str, str]:
         """Slot name → torch device."""
@@ -218,6 +243,7 @@ _WORDS = {  # pydantic speaks Python
     "dict_type": "must be keys and values, such as {gpu0: cuda:0}",
     "model_type": "must be keys and values, such as {name: me}",
     "string_type": "must be a text, such as imagend",
+    "bool_type": "must be true or false",
     "int_type": "must be a whole number, such as 3",
     "float_type": "must be a number, such as 60",
 }
@@ -234,7 +260,12 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 def _known(at: tuple[int | str, ...]) -> Iterable[str]:
-    models: dict[object, type[BaseModel]] = {"image_types": ImageType, "client": Client}
+    models: dict[object, type[BaseModel]] = {
+        "image_types": ImageType,
+        "client": Client,
+        "limits": Limits,
+        "clients": Rights,
+    }
     return models.get(at[0], Config).model_fields if at else Config.model_fields
 
 
@@ -244,18 +275,27 @@ def template(config: Config | None = None) -> str:
     head = (
         "# imagend's settings. Every key may be left out; what stands here is then its value. Check with: imagend check"
     )
-    parts = [head]
-    for key, field in Config.model_fields.items():
-        comment = textwrap.fill(field.description or "", 116, initial_indent="# ", subsequent_indent="# ")
-        parts.append(
-            f"{comment}\n{yaml.safe_dump({key: _plain(getattr(config, key))}, sort_keys=False, width=116).rstrip()}"
-        )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([head, *(_entry(config, key) for key in Config.model_fields)]) + "\n"
+
+
+def _entry(model: BaseModel, key: str) -> str:
+    """One key as YAML, its description above it; the keys of `limits` have their own."""
+    comment = textwrap.fill(
+        type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
+    )
+    value = getattr(model, key)
+    if type(value) is Limits:
+        inner = "\n".join(_entry(value, name) for name in Limits.model_fields)
+        return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
+    return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {key: _plain(item) for key, item in value if item is not None}
+        given = (
+            value.model_fields_set if isinstance(value, Rights) else {key for key, item in value if item is not None}
+        )
+        return {key: _plain(item) for key, item in value if key in given}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -3,7 +3,7 @@
 ImagendError
 ├── Rejected     the sender, before the file was a job   → rejected/<name>.reason.json
 │   ├── Unauthorized (Unsigned), Forbidden, Expired, TooLarge, UnknownJob
-│   └── InvalidJob, CannotVerify
+│   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, BrokenModel, PromptTooLong, UnsupportedSetting
 │   └── OutOfMemory, NoSpace, MissingOutput, TimeLimit, Bug
@@ -89,6 +89,20 @@ class InvalidJob(Rejected):
     """{}"""
 
     code, status = "INVALID_PARAMETERS", 422
+
+
+class RateLimited(Rejected):
+    """More {} of {} came than {} a minute (jobs_per_minute in config.yaml). Send this one again in {} s, or ask the
+    operator for more."""
+
+    code, status = "RATE_LIMITED", 429
+
+
+class QueueFull(Rejected):
+    """{}, and the limit is {} (max_queued in config.yaml). Send this one again when some have ended, cancel one that
+    waits (imagend cancel ID), or ask the operator for more."""
+
+    code, status = "QUEUE_FULL", 503
 
 
 class CannotVerify(Rejected):

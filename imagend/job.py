@@ -24,6 +24,7 @@ MAX_PICTURES = 64
 DEFAULT_LIFETIME = timedelta(hours=24)
 MAX_LIFETIME = timedelta(days=7)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"  # as imagend.signers has it
 JOB_ID = r"^[0-9a-f]{20}$"
 _RFC3339 = re.compile(r"2\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -102,7 +103,13 @@ class Header(Frozen):
     nonce: str | None = Field(
         None, max_length=128, description="Any text; makes two jobs that are otherwise alike two jobs."
     )
-    priority: int = Field(5, ge=0, le=9, description="Higher goes first; jobs of one priority go in order of arrival.")
+    priority: int = Field(
+        5,
+        ge=0,
+        le=9,
+        description="Higher goes first. Within a priority the clients take turns, each one's jobs in order of arrival; "
+        "every fourth turn goes by no priority, to who was served longest ago.",
+    )
     label: Annotated[str, AfterValidator(_printable)] | None = Field(
         None, max_length=200, description="Your own name for the job, repeated in its manifest."
     )
@@ -179,9 +186,12 @@ class Generate(Frozen):
 
 
 class Cancel(Frozen):
-    """A wish that one of the client's own jobs stop. It comes through the same door but is never queued."""
+    """A wish that a job stop: one of the client's own, or anybody's for an operator. Never queued."""
 
     job: JobId = Field(description="The id of the job to cancel.")
+    client: str | None = Field(
+        None, pattern=CLIENT_NAME, description="Whose job it is; your own if left out. Another's: operators only."
+    )
 
 
 SPECS: Mapping[str, type[Frozen]] = {"generate": Generate, "cancel": Cancel}
@@ -195,13 +205,20 @@ class Job(Frozen):
     spec: Generate
 
     @property
+    def signer(self) -> str:
+        return self.ref.client
+
+    @property
     def kind(self) -> Kind:
         return Kind(self.header.kind)
 
 
 class CancelRequest(Frozen):
+    """A verified wish to cancel. Whether `signer` may cancel the job of another, the door decides."""
+
     ref: Ref
     header: Header
+    signer: str
 
 
 class Artifact(Frozen):

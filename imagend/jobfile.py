@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from imagend.errors import Expired, InvalidJob, TooLarge
 from imagend.job import (
+    CLIENT_NAME,
     JOB_ID,
     MAX_JOB_BYTES,
     MAX_SEED,
@@ -37,6 +38,7 @@ _PRIVATE = frozenset({"prompt", "negative_prompt"})  # never repeated in a messa
 _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
 _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
+    CLIENT_NAME: "must be a client's name as in allowed_signers, 1 to 64 letters, digits and any of . _ @ + -",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields
@@ -70,7 +72,7 @@ def parse(client: str, body: bytes) -> Job | CancelRequest:
         known = (*_HEADER, *spec_class.model_fields)
         raise _invalid([_explain(dict(details), known) for details in errors[:MAX_PROBLEMS]], len(errors))
     if isinstance(spec, Cancel):
-        return CancelRequest(ref=Ref(client, spec.job), header=header)
+        return CancelRequest(ref=Ref(spec.client or client, spec.job), header=header, signer=client)
     assert isinstance(spec, Generate)
     return Job(ref=Ref(client, job_id(client, body)), header=header, spec=spec)
 

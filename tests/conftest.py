@@ -30,6 +30,7 @@ from imagend.spool import Spool, State
 os.environ["OMP_NUM_THREADS"] = "1"  # for every worker: bits depend on it, and a tiny model is faster so
 REPOSITORY = Path(__file__).parents[1]
 CLIENT = "alice"
+UNLIMITED = "max_queued: 1000000\nlimits: {max_queued: 1000000, jobs_per_minute: 10000000}\n"
 
 
 @dataclass
@@ -147,7 +148,7 @@ def home(tmp_path: Path, key: Key) -> Home:
 
 def make_home(root: Path, key: Key) -> Home:
     (root / "keys").mkdir(parents=True)
-    (root / "config.yaml").write_text(f"models: {REPOSITORY / 'models'}\nclient: {{name: {CLIENT}}}\n")
+    (root / "config.yaml").write_text(f"models: {REPOSITORY / 'models'}\nclient: {{name: {CLIENT}}}\n{UNLIMITED}")
     private = root / "keys" / "id_ed25519"
     private.write_bytes(key.private_bytes(CLIENT))
     private.chmod(0o600)

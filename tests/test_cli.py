@@ -151,7 +151,23 @@ def test_cancel_drops_a_signed_wish(home: Home) -> None:
     assert (again.returncode, again.stdout) == (0, f"{ref.id} has ended already\n")
     other = imagend("cancel", f"bob/{ref.id}", cwd=home.root)
     assert other.returncode == 64
-    assert "only your own" in other.stderr
+    assert "--client bob" in other.stderr
+
+
+def test_cancel_of_another_clients_job_is_for_the_daemon_to_allow(home: Home) -> None:
+    theirs = Ref("bob", "0" * 20)
+    done = imagend("cancel", "--client", "bob", theirs.id, cwd=home.root)
+    assert (done.returncode, done.stdout) == (0, f"asked to cancel {theirs.id}\n")
+    (dropped,) = home.config.inboxes[0].iterdir()
+    wish = json.loads(dropped.read_text())
+    assert (wish["kind"], wish["client"], wish["job"]) == ("cancel", *theirs)
+    bad = imagend("cancel", "--client", "../bob", theirs.id, cwd=home.root)
+    assert bad.returncode != 0
+    assert "client's name" in bad.stderr
+    own = imagend("cancel", "--client", CLIENT, "1" * 20, cwd=home.root)
+    assert own.returncode == 0, own.stderr
+    (own_wish,) = (json.loads(path.read_text()) for path in home.config.inboxes[0].iterdir() if path != dropped)
+    assert "client" not in own_wish
 
 
 def test_status_of_a_daemon_that_is_not_there(home: Home) -> None:

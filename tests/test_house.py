@@ -39,6 +39,7 @@ WORDS = {
     "signers",
     "signing",
     "config",
+    "rights",
 }
 SHELVES = {"files", "inbox", "spool", "outputs", "models"}
 ENTRANCES = {"__main__", "cli", "logs"}

@@ -1,4 +1,4 @@
-"""imagend cancel: a signed wish that a job of one's own stop, dropped like a job."""
+"""imagend cancel: a signed wish that a job stop, dropped like a job. An operator's may be another client's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from imagend.job import Ref
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id")
+    parser.add_argument("--client", metavar="NAME", help="whose job it is; another's only as an operator")
     parser.add_argument("--wait", action="store_true", help="wait until it has ended, one way or the other")
     add_watch_options(parser)
 
@@ -22,12 +23,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load(configuration.find(arguments.config))
     ref = parse_ref(arguments.id, config)
-    if ref.client != config.client.name:
-        raise UsageError(f"{ref} is another client's job; you are {config.client.name!r} and can cancel only your own.")
+    own = config.client.name
+    if arguments.client:
+        ref = Ref(arguments.client, ref.id)
+    elif ref.client != own:
+        raise UsageError(f"{ref} is another client's job; you are {own!r}. As an operator, say: --client {ref.client}")
+    owner = {} if ref.client == own else {"client": ref.client}  # whether we may, the daemon says
+    wish = drop.compose({"kind": "cancel", "job": ref.id} | owner)
     if look(config, ref).state in ("ended", "rejected"):
         _say(arguments, ref, f"{ref.id} has ended already")
         return 0
-    drop.drop(config, drop.compose({"kind": "cancel", "job": ref.id}))
+    drop.drop(config, wish)
     if arguments.wait:
         follow(config, ref, arguments)
         return 0

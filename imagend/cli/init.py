@@ -9,8 +9,9 @@ from pathlib import Path
 
 from imagend import config as configuration
 from imagend import files
-from imagend.config import CLIENT_NAME, Client, Config
+from imagend.config import Client, Config
 from imagend.errors import UsageError
+from imagend.job import CLIENT_NAME
 from imagend.models import EMBEDDED, Models
 from imagend.signers import NAMESPACE
 from imagend.signing import Key

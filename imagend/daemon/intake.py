@@ -18,6 +18,7 @@ import structlog
 
 from imagend import files, jobfile
 from imagend.config import Config
+from imagend.daemon import limits
 from imagend.daemon.held import Held, Why
 from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, UnknownJob, Unsigned
 from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
@@ -164,7 +165,7 @@ class Door:
         ):
             self._listed.discard(arrival.name)  # its job may stand behind it: it counts as new in the next listing
         elif isinstance(verdict, Rejected):
-            verdict.client = arrival.item.ref.client
+            verdict.client = arrival.item.signer
             self._reject(arrival.name, arrival.identity, verdict)
 
     def _list(self, now: float) -> None:
@@ -275,7 +276,7 @@ class Door:
 
 
 def admit(item: Job | CancelRequest, config: Config) -> None:
-    """What a job may ask of this spool. Raises Rejected."""
+    """What may be asked of this spool, and by whom. Raises Rejected."""
     audience = item.header.audience
     if audience is not None and audience != config.name:
         raise Forbidden(
@@ -288,6 +289,7 @@ def admit(item: Job | CancelRequest, config: Config) -> None:
             f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).",
             detail=[{"field": "image_type", "value": item.spec.image_type}],
         )
+    limits.check(item, config)
 
 
 def _trouble(path: Path, error: OSError) -> str:

@@ -1,61 +1,129 @@
-"""Whose turn it is: the pending jobs in memory, highest priority first, then in order of acceptance.
+"""Whose turn it is: the pending jobs in memory. Highest priority first, and within a priority the clients take turns.
 
-The spool on disk is the truth; this index is rebuilt from it at start. Nothing here costs more when more jobs wait.
+Every fourth turn is free of priority: it goes to the client that was served longest ago, so that no flood of urgent
+jobs keeps another client waiting for ever: at most four turns for each client that waits. A client's own jobs go by
+priority, then in order of acceptance. The spool on disk is the truth; this index is rebuilt from it at start. Nothing
+here costs more when more jobs wait; it grows with the clients that wait.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 from imagend.job import Ref
 
+FREE_TURN = 4
+"""Every so many turns one is free of priority."""
+
+_Line = tuple[int, str]
+"""A priority and a client: the jobs of one line go in order."""
+
+
+@dataclass
+class _Round:
+    """Which line is next. The policy needs to know no more than how many jobs wait in each line, and who was served."""
+
+    waiting: dict[int, Counter[str]] = field(default_factory=dict)
+    served: dict[str, tuple[int, int]] = field(default_factory=dict)  # at which turn; who never was, in order of coming
+    turns: int = 0
+
+    def copy(self) -> _Round:
+        return _Round(
+            {priority: counts.copy() for priority, counts in self.waiting.items()}, dict(self.served), self.turns
+        )
+
+    def next(self) -> _Line | None:
+        if not self.waiting:
+            return None
+        levels = self.waiting.items()
+        if (self.turns + 1) % FREE_TURN:
+            priority = max(self.waiting)
+            return priority, min(self.waiting[priority], key=self.served.__getitem__)
+        client = min({name for _, counts in levels for name in counts}, key=self.served.__getitem__)
+        return max(priority for priority, counts in levels if client in counts), client
+
+    def join(self, line: _Line) -> None:
+        priority, client = line
+        self.waiting.setdefault(priority, Counter())[client] += 1
+        self.served.setdefault(client, (0, len(self.served)))
+
+    def leave(self, line: _Line) -> None:
+        priority, client = line
+        self.waiting[priority][client] -= 1
+        if not self.waiting[priority][client]:
+            del self.waiting[priority][client]
+        if not self.waiting[priority]:
+            del self.waiting[priority]
+
+    def serve(self, line: _Line) -> None:
+        self.leave(line)
+        self.turns += 1
+        self.served[line[1]] = (self.turns, 0)
+
 
 class Turn:
     def __init__(self) -> None:
-        self._lines: dict[int, OrderedDict[Ref, None]] = {}
-        self._priority: dict[Ref, int] = {}
-        self._clients: Counter[str] = Counter()
+        self._round = _Round()
+        self._lines: dict[_Line, OrderedDict[Ref, None]] = {}
+        self._line_of: dict[Ref, _Line] = {}
 
     def __len__(self) -> int:
-        return len(self._priority)
+        return len(self._line_of)
 
     def __contains__(self, ref: Ref) -> bool:
-        return ref in self._priority
+        return ref in self._line_of
 
     def __iter__(self) -> Iterator[Ref]:
-        for priority in sorted(self._lines, reverse=True):
-            yield from self._lines[priority]
+        """In the order in which they will be served if none comes and none goes."""
+        ahead, places = self._round.copy(), dict[_Line, Iterator[Ref]]()
+        while (line := ahead.next()) is not None:
+            if line not in places:
+                places[line] = iter(self._lines[line])
+            yield next(places[line])
+            ahead.serve(line)
 
     def add(self, ref: Ref, priority: int, first: bool = False) -> None:
-        """Queue a job; `first` for one that comes back and keeps its place."""
-        if ref in self._priority:
+        """Queue a job; `first` for one that comes back: it goes before its client's others of that priority."""
+        if ref in self._line_of:
             return
-        line = self._lines.setdefault(priority, OrderedDict())
-        line[ref] = None
-        line.move_to_end(ref, last=not first)
-        self._priority[ref] = priority
-        self._clients[ref.client] += 1
-
-    def remove(self, ref: Ref) -> None:
-        priority = self._priority.pop(ref, None)
-        if priority is None:
-            return
-        del self._lines[priority][ref]
-        if not self._lines[priority]:
-            del self._lines[priority]
-        self._clients[ref.client] -= 1
-        if not self._clients[ref.client]:
-            del self._clients[ref.client]
+        line = priority, ref.client
+        jobs = self._lines.setdefault(line, OrderedDict())
+        jobs[ref] = None
+        jobs.move_to_end(ref, last=not first)
+        self._line_of[ref] = line
+        self._round.join(line)
 
     def next(self) -> Ref | None:
-        """The job to hand out now; it stays until it is removed."""
-        return next(iter(self), None)
+        """The job whose turn it is; it stays until it is served or removed."""
+        line = self._round.next()
+        return next(iter(self._lines[line])) if line else None
+
+    def serve(self, ref: Ref) -> None:
+        """The job is handed out: its client's turn is over."""
+        self._round.serve(self._take(ref))
+
+    def remove(self, ref: Ref) -> None:
+        """The job leaves without a turn, as one that is cancelled does; nothing if it does not wait."""
+        if ref in self._line_of:
+            self._round.leave(self._take(ref))
+
+    def _take(self, ref: Ref) -> _Line:
+        line = self._line_of.pop(ref)
+        del self._lines[line][ref]
+        if not self._lines[line]:
+            del self._lines[line]
+        return line
 
     def head(self, count: int) -> list[Ref]:
         """The next `count` jobs in order."""
         return list(islice(self, count))
 
     def per_client(self) -> dict[str, int]:
-        return dict(self._clients)
+        return dict(sum(self._round.waiting.values(), Counter[str]()))
+
+    def count(self, client: str) -> int:
+        """How many jobs of a client wait."""
+        return sum(counts[client] for counts in self._round.waiting.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from imagend import config as configuration
 from imagend.config import ENVIRONMENT, Client, Config, ImageType, find, load, template
 from imagend.errors import BadConfig
+from imagend.job import CLIENT_NAME
+from imagend.rights import Limits, Rights
 
 FILE = "config.yaml"
 
@@ -128,6 +131,19 @@ def test_whole_numbers_will_do_for_seconds(tmp_path: Path) -> None:
         ("heartbeat_s: 2026-11-20", "heartbeat_s", "datetime.date(2026, 11, 20)"),
         ("client: me", "client", "'me'"),
         ("client: {key: 3}", "client.key", "3"),
+        ("limits: 10", "limits", "10"),
+        ("limits: {max_queued: -1}", "limits.max_queued", "-1"),
+        ("limits: {max_work: 0}", "limits.max_work", "0"),
+        ("limits: {jobs_per_minute: 0}", "limits.jobs_per_minute", "0"),
+        ("limits: {kinds: generate}", "limits.kinds", "'generate'"),
+        ("limits: {kinds: [paint]}", "limits.kinds.0", "'paint'"),
+        ("limits: {models: [a/b]}", "limits.models.0", "'a/b'"),
+        ("limits: {max_priority: 10}", "limits.max_priority", "10"),
+        ("clients: {'../x': {}}", "clients.../x", "'../x'"),
+        ("clients: {ops: true}", "clients.ops", "True"),
+        ("clients: {ops: {operator: 1}}", "clients.ops.operator", "1"),
+        ("clients: {ops: {group: 'a b'}}", "clients.ops.group", "'a b'"),
+        ("reserve_mb: -1", "reserve_mb", "-1"),
         ("1: 2", "1", "1"),
     ],
 )
@@ -137,7 +153,19 @@ def test_a_bad_value_is_named_with_its_key(tmp_path: Path, text: str, key: str, 
 
 @pytest.mark.parametrize(
     "text",
-    ["name: 1", "spool: 3", "inboxes: a", "workers: [cpu]", "image_types: {a: b}", "client: me", "max_attempts: a"],
+    [
+        "name: 1",
+        "spool: 3",
+        "inboxes: a",
+        "workers: [cpu]",
+        "image_types: {a: b}",
+        "client: me",
+        "max_attempts: a",
+        "limits: {kinds: a}",
+        "limits: {models: 1}",
+        "clients: {a: {operator: 1}}",
+        "clients: [a]",
+    ],
 )
 def test_what_is_wrong_is_said_in_words_of_yaml_and_not_of_python(tmp_path: Path, text: str) -> None:
     message = refusal(tmp_path, text)
@@ -156,6 +184,13 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("speed: 3", "speed", "name, spool, inboxes"),
         ("client: {nam: x}", "client.nam", "name, key."),
         ("image_types: {a: {with: 104}}", "image_types.a.with", "width, height, prompt_prefix"),
+        (
+            "limits: {max_que: 1}",
+            "limits.max_que",
+            "max_queued, max_work, jobs_per_minute, kinds, models, max_priority.",
+        ),
+        ("limits: {operator: true}", "limits.operator", "max_queued"),
+        ("clients: {ops: {operators: true}}", "clients.ops.operators", "max_queued, max_work"),
     ],
 )
 def test_an_unknown_key_is_answered_with_those_that_may_stand_there(
@@ -206,6 +241,34 @@ def test_any_bytes_are_a_config_or_a_refusal(tmp_path_factory: pytest.TempPathFa
         load(path)
 
 
+# Who may what
+
+
+def rights(folder: Path, text: str, client: str) -> dict[str, Any]:
+    (folder / FILE).write_text(text)
+    return load(folder / FILE).rights(client).model_dump()
+
+
+def test_a_clients_own_keys_win_one_by_one_over_those_of_all(tmp_path: Path) -> None:
+    text = (
+        "limits: {max_queued: 3, models: [a, b], max_priority: 5}\n"
+        "clients: {ops: {operator: true, max_queued: 50}, web: {models: null, group: web}}\n"
+    )
+    shared = Limits().model_dump() | {"max_queued": 3, "models": ("a", "b"), "max_priority": 5}
+    assert rights(tmp_path, text, "anybody") == shared | {"operator": False, "group": None}
+    assert rights(tmp_path, text, "ops") == shared | {"operator": True, "group": None, "max_queued": 50}
+    assert rights(tmp_path, text, "web") == shared | {"operator": False, "group": "web", "models": None}
+
+
+def test_what_equals_the_built_in_default_is_an_own_key_too(tmp_path: Path) -> None:
+    text = "limits: {max_queued: 3}\nclients: {bob: {max_queued: 10}}\n"
+    assert rights(tmp_path, text, "bob")["max_queued"] == 10
+
+
+def test_the_largest_ordinary_job_is_within_the_default_limit() -> None:
+    assert Limits().max_work >= 64 * 1024 * 1024 * 50 / 1e6
+
+
 # The template
 
 
@@ -248,6 +311,20 @@ CONFIGS = st.builds(
     workers=st.dictionaries(NAMES, st.sampled_from(["cpu", "cuda:0", "cuda:12"]), max_size=3),
     max_attempts=st.integers(1, 10),
     time_limit_s=st.floats(0.001, 1e9),
+    limits=st.builds(Limits, max_queued=st.integers(0, 99), models=st.none() | st.lists(NAMES, max_size=2).map(tuple)),
+    clients=st.dictionaries(
+        NAMES.filter(re.compile(CLIENT_NAME).match),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "max_queued": st.integers(0, 99),
+                "kinds": st.sampled_from([None, ("generate",)]),
+                "operator": st.booleans(),
+                "group": st.sampled_from([None, "web", "_a-1"]),
+            },
+        ).map(lambda keys: Rights(**keys)),
+        max_size=3,
+    ),
 )
 
 
@@ -256,7 +333,9 @@ CONFIGS = st.builds(
 def test_the_template_of_any_config_reads_back_as_it_was(config: Config) -> None:
     """Names like `no`, `1e3` and `0x10` are a text here and something else to yaml, unless quoted."""
     plain: dict[str, Any] = yaml.safe_load(template(config))
-    assert Config.model_validate(plain) == config
+    again = Config.model_validate(plain)
+    assert again == config
+    assert all(again.rights(client) == config.rights(client) for client in config.clients)
 
 
 # Where workers stand

@@ -73,8 +73,10 @@ def test_a_valid_body_means_what_stands_beside_it(name: str) -> None:
     item = jobfile.parse("alice", raw)
     found = {"header": item.header.model_dump(mode="json", by_alias=True)}
     found |= {"spec": item.spec.model_dump(mode="json")} if isinstance(item, Job) else {"cancels": item.ref.id}
+    found |= {} if isinstance(item, Job) else {"of": item.ref.client}
     assert found == expected
-    assert item.ref == ("alice", job_id("alice", raw) if isinstance(item, Job) else expected["cancels"])
+    assert item.signer == "alice"
+    assert not isinstance(item, Job) or item.ref == ("alice", job_id("alice", raw))
 
 
 @pytest.mark.parametrize("name", bodies("invalid"))
@@ -384,6 +386,7 @@ def test_the_schema_takes_what_the_daemon_takes(name: str) -> None:
     [
         "cancel-with-a-prompt",
         "cancel-with-bad-id",
+        "cancel-of-a-path",
         "cancel-without-job",
         "clip-skip-negative",
         "kind-unknown",

@@ -1,11 +1,10 @@
-"""The pure modules as tables: whose turn it is, when to try again, what is painted, names, messages, errors."""
+"""The pure modules as tables: when to try again, what is painted, names, messages, errors."""
 
 from __future__ import annotations
 
 import json
 import os
 import string
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from imagend.config import Config, ImageType
 from imagend.daemon.recipe import complete, seeds
 from imagend.daemon.retry import MAX_DELAY_S, restart_delay_s, worth_another_attempt
 from imagend.daemon.settings import KeyFile
-from imagend.daemon.turn import Turn
 from imagend.errors import (
     BadKeys,
     DaemonDied,
@@ -38,69 +36,6 @@ from imagend.models import Model
 from imagend.signing import Key
 
 REF = Ref("alice", "0123456789abcdef0123")
-
-
-# turn.py
-
-
-@dataclass
-class NaiveTurn:
-    """What Turn promises, as one sorted list."""
-
-    waiting: list[tuple[int, int, Ref]]  # (minus priority, place in line, job)
-    place: int = 0
-
-    def add(self, ref: Ref, priority: int, first: bool) -> None:
-        if ref not in self.jobs():
-            self.place += 1
-            self.waiting.append((-priority, -self.place if first else self.place, ref))
-            self.waiting.sort()
-
-    def remove(self, ref: Ref) -> None:
-        self.waiting = [entry for entry in self.waiting if entry[2] != ref]
-
-    def jobs(self) -> list[Ref]:
-        return [ref for _, _, ref in self.waiting]
-
-
-REFS = st.builds(Ref, st.sampled_from(["alice", "bob", "carol"]), st.sampled_from("0123456789"))
-STEPS = st.tuples(st.just("add"), REFS, st.integers(0, 9), st.booleans()) | st.tuples(st.just("remove"), REFS)
-
-
-@given(st.lists(STEPS, max_size=60))
-@settings(deadline=None)
-def test_turn_is_a_sorted_list(steps: list[tuple[Any, ...]]) -> None:
-    turn, naive = Turn(), NaiveTurn([])
-    for step, ref, *rest in steps:
-        if step == "add":
-            turn.add(ref, rest[0], first=rest[1])
-            naive.add(ref, *rest)
-        else:
-            turn.remove(ref)
-            naive.remove(ref)
-        jobs = naive.jobs()
-        assert list(turn) == turn.head(1000) == jobs
-        assert turn.head(3) == jobs[:3]
-        assert turn.next() == (jobs[0] if jobs else None)
-        assert (len(turn), ref in turn) == (len(jobs), ref in jobs)
-        clients = [job.client for job in jobs]
-        assert turn.per_client() == {client: clients.count(client) for client in clients}
-
-
-def test_a_job_that_comes_back_goes_before_those_of_its_priority_and_no_others() -> None:
-    turn = Turn()
-    for number, priority in enumerate([5, 5, 9, 1]):
-        turn.add(Ref("alice", str(number)), priority)
-    turn.add(Ref("alice", "back"), 5, first=True)
-    assert [ref.id for ref in turn] == ["2", "back", "0", "1", "3"]
-
-
-def test_a_job_added_twice_keeps_its_place_and_priority() -> None:
-    turn = Turn()
-    turn.add(REF, 5)
-    turn.add(REF, 9)
-    turn.remove(REF)
-    assert (list(turn), turn.next(), turn.per_client()) == ([], None, {})
 
 
 # retry.py

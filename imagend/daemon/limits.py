@@ -1,0 +1,111 @@
+"""What a client may ask for, and how much of it: at the door what no queue is needed for, in the loop the rest. Pure.
+
+A refusal names the field or the number, its limit and what to do. Limits are config.yaml's: `limits` and `clients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+from imagend.config import Config
+from imagend.daemon.turn import Turn
+from imagend.errors import Forbidden, QueueFull, RateLimited
+from imagend.job import CancelRequest, Generate, Job
+from imagend.rights import Limits
+
+_NATIVE = 1024  # SDXL's own size: no model here is larger
+_MINUTE_S = 60.0
+
+
+def check(item: Job | CancelRequest, config: Config) -> None:
+    """Whether the signer may ask for this at all, whatever waits already. Raises Forbidden."""
+    rights = config.rights(item.signer)
+    if isinstance(item, CancelRequest):
+        if item.ref.client != item.signer and not rights.operator:
+            raise _forbidden("client", item.ref.client, "is another client: you may cancel only your own jobs.")
+        return
+    model = item.spec.model or config.default_model
+    if rights.kinds is not None and item.kind not in rights.kinds:
+        raise _forbidden("kind", item.kind, f"is not allowed for {_whom(item)}; allowed: {_names(rights.kinds)}.")
+    if rights.models is not None and model not in rights.models:
+        raise _forbidden("model", model, f"is not allowed for {_whom(item)}; allowed: {_names(rights.models)}.")
+    if item.header.priority > rights.max_priority:
+        why = f"is higher than {_whom(item)} may ask for: set it to {rights.max_priority} or less."
+        raise _forbidden("priority", item.header.priority, why)
+    if (asked := work(item.spec, config)) > rights.max_work:
+        raise Forbidden(
+            f"count x width x height x num_inference_steps: {asked:,.0f} megapixel-steps are more than the "
+            f"{rights.max_work:,.0f} that {_whom(item)} may ask for in one job (max_work). Ask for fewer pictures or "
+            "steps or a smaller size, in several jobs if need be.",
+            detail=[{"field": "count", "value": item.spec.count or len(item.spec.seeds or (0,))}],
+        )
+
+
+def work(spec: Generate, config: Config) -> float:
+    """Megapixel-steps a job asks for; where it names no size, the upper estimate."""
+    preset = config.image_types.get(spec.image_type) if spec.image_type else None
+    width = spec.width or (preset.width if preset else _NATIVE)
+    height = spec.height or (preset.height if preset else _NATIVE)
+    pictures = len(spec.seeds) if spec.seeds else spec.count or 1
+    return pictures * width * height * spec.num_inference_steps / 1e6
+
+
+def _forbidden(field: str, value: object, why: str) -> Forbidden:
+    remedy = "If you need it, ask the operator (limits and clients in config.yaml)."
+    return Forbidden(f"{field}: {value!s} {why} {remedy}", detail=[{"field": field, "value": value}])
+
+
+def _whom(item: Job) -> str:
+    return f"client {item.signer}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+class Gate:
+    """How much one client may put into the queue, and how fast. `clock` counts seconds and never goes back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._jobs, self._cancels = _Bucket(), _Bucket()
+
+    def admit(self, client: str, turn: Turn, config: Config) -> None:
+        """Let one more job of a client in, beside those that wait. Raises QueueFull or RateLimited.
+
+        Ask only for jobs that are new: what is known already takes no room.
+        """
+        limits = config.rights(client)
+        if (waiting := turn.count(client)) >= limits.max_queued:
+            raise QueueFull(f"{waiting} jobs of {client} wait", f"{limits.max_queued} for this client")
+        if len(turn) >= config.max_queued:
+            raise QueueFull(f"{len(turn)} jobs of all clients wait", f"{config.max_queued} in all")
+        self._jobs.take(client, limits, self._clock(), "jobs")
+
+    def admit_cancel(self, client: str, config: Config) -> None:
+        """Let one wish to cancel in: it must work when the queue is full. Raises RateLimited."""
+        self._cancels.take(client, config.rights(client), self._clock(), "cancels")
+
+    def give_back(self, client: str, config: Config) -> None:
+        """A job that was let in could not be taken in: it will be shown again."""
+        self._jobs.give_back(client, config.rights(client))
+
+    def give_back_cancel(self, client: str, config: Config) -> None:
+        self._cancels.give_back(client, config.rights(client))
+
+
+class _Bucket:
+    """A token bucket per client that holds one minute's worth, as GCRA: one moment each (ITU-T I.371, annex A)."""
+
+    def __init__(self) -> None:
+        self._paid_until: dict[str, float] = {}
+
+    def take(self, client: str, limits: Limits, now: float, what: str) -> None:
+        paid = max(now, self._paid_until.get(client, now)) + _MINUTE_S / limits.jobs_per_minute
+        if (early := paid - now - _MINUTE_S) > 1e-6:
+            raise RateLimited(what, client, limits.jobs_per_minute, ceil(early))
+        self._paid_until[client] = paid
+
+    def give_back(self, client: str, limits: Limits) -> None:
+        self._paid_until[client] = self._paid_until.get(client, 0.0) - _MINUTE_S / limits.jobs_per_minute
