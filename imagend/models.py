@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -89,6 +90,10 @@ def digest(digests: dict[str, str]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # ours is the shortage, not the model's
+            raise
+        return {}
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

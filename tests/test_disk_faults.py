@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Home, step
@@ -103,6 +105,26 @@ def live_through(scene: Scene, refuser: Refuser, in_recovery: bool = False) -> s
     raise AssertionError(f"never done; inbox: {os.listdir(scene.inbox)}, {daemon.health.reasons}")  # noqa: PTH208
 
 
+class NoDescriptors:
+    """From its n-th opening on, for reading too, this process has no descriptor left for `count` of them."""
+
+    def __init__(self, point: int, count: int) -> None:
+        self.point, self.count = point, count
+        self.refused: Path | None = None
+
+    def __call__(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+            if Path(str(path)).name not in (f".{STATUS}.tmp", ".ballast", "..ballast.tmp", "runs"):
+                self.point -= 1
+                if self.point < 0 < self.count:
+                    self.count -= 1
+                    self.refused = self.refused or Path(str(path))
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+            return real(path, *args, **kwargs)
+
+        return call
+
+
 def survey(scene: Scene, count: int, in_recovery: bool = False) -> Iterator[str]:
     """What is wrong after a refusal at each point of a life."""
     for point in itertools.count():
@@ -143,3 +165,30 @@ def test_a_disk_that_refuses_delays_and_loses_nothing(scene: Scene, count: int) 
 def test_a_disk_that_refuses_at_the_start_ends_the_daemon_and_loses_nothing(scene: Scene) -> None:
     wrong = list(survey(scene, 1, in_recovery=True))
     assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_without_a_descriptor_left_nothing_is_lost(scene: Scene, count: int) -> None:
+    """At every third opening of a life."""
+    wrong = []
+    for point in itertools.count(count % 3, 3):
+        scene.refill()
+        daemon = start(scene)
+        no = NoDescriptors(point, count)
+        with pytest.MonkeyPatch.context() as patch, only_the_daemons(Refuser(0, 0, 0)):
+            for module, name in ((os, "open"), (io, "open"), (os, "scandir")):
+                patch.setattr(module, name, no(getattr(module, name)))
+            for _ in range(100):
+                step(daemon)
+                if daemon.stopped:
+                    break
+        daemon.spool.close()
+        try:
+            live(scene)
+            check(scene, deaths=0)
+        except Exception:
+            wrong.append(f"at {point}: {no.refused}: {traceback.format_exc(limit=-2)}")
+        if no.refused is None:
+            break
+    assert not wrong, "\n" + "\n".join(wrong)
+    assert point > 100

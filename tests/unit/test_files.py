@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -178,6 +179,57 @@ def test_append_tells_of_a_line_that_did_not_fit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
     with pytest.raises(OSError, match="No space left"):
         files.append(tmp_path / "log", b"line\n")
+
+
+@pytest.mark.parametrize("before", [b"", b"first\n"])
+def test_append_takes_back_what_an_fsync_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    """Else another try would find the line there and trust it."""
+    (tmp_path / "log").write_bytes(before)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "fsync", fail)
+        files.append(tmp_path / "log", b"line\n")
+    assert (tmp_path / "log").read_bytes() == before
+
+
+@pytest.mark.parametrize("move", [files.move, files.rename])
+def test_a_rename_that_was_done_but_told_as_an_error_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, move: Callable[[Path, Path], None]
+) -> None:
+    rename = os.rename
+
+    def lost_answer(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(os, "rename", lost_answer)
+    move(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"x"
+
+
+def test_a_rename_that_failed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        files.rename(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(FileNotFoundError):
+        files.rename(tmp_path / "c", tmp_path / "d")
+
+
+def test_a_folder_that_could_not_be_synced_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(files, "sync", fail)
+        files.make_folder(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_append_follows_no_link(tmp_path: Path) -> None:

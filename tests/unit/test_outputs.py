@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imagend.errors import MissingOutput
+from imagend import files
+from imagend.errors import DiskLost, MissingOutput
 from imagend.job import Artifact, Manifest, Outcome, Ref
 from imagend.outputs import RESULTS, Outputs
 
@@ -134,12 +137,12 @@ def test_seal_refuses_changed_bytes(outputs: Outputs) -> None:
         outputs.seal(REF, [artifact("0000.png")], 1)
 
 
-@pytest.mark.parametrize("files", [["0000.png"], ["0000.png"] * 2, ["0000.png", "0001.png", "0002.png"]])
-def test_seal_refuses_another_number_than_was_asked_for(outputs: Outputs, files: list[str]) -> None:
-    for name in files:
+@pytest.mark.parametrize("shown", [["0000.png"], ["0000.png"] * 2, ["0000.png", "0001.png", "0002.png"]])
+def test_seal_refuses_another_number_than_was_asked_for(outputs: Outputs, shown: list[str]) -> None:
+    for name in shown:
         (outputs.draft(REF) / name).write_bytes(b"picture")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(name) for name in files], 2)
+        outputs.seal(REF, [artifact(name) for name in shown], 2)
 
 
 @pytest.mark.parametrize("kind", ["symlink", "folder", "pipe"])
@@ -206,6 +209,65 @@ def test_what_is_not_ours_in_the_place_of_a_result_neither_stops_us_nor_is_lost(
     outputs.publish(REF, manifest())
     assert names(place) == ["manifest.json"]
     assert [path.parent.parent for path in outputs.root.rglob("precious")] == [place.parent]
+
+
+# When the disk refuses
+
+
+def refusing(name: str) -> Callable[[Path], None]:
+    real = files.sync
+
+    def sync(path: Path) -> None:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real(path)
+
+    return sync
+
+
+def test_what_an_fsync_refused_is_written_anew_before_it_is_published(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = outputs.draft(REF) / "0000.png"
+    picture.write_bytes(b"picture")
+    refused = picture.stat().st_ino
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(files, "sync", refusing("0000.png"))
+        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.publish(REF, manifest(REF, artifact("0000.png")))
+    assert not outputs.ended(REF)
+    assert picture.stat().st_ino == refused
+    outputs.seal(REF, [artifact("0000.png")], 1)
+    assert picture.stat().st_ino != refused
+    outputs.publish(REF, manifest(REF, artifact("0000.png")))
+    assert (outputs.root / "alice" / REF.id / "0000.png").read_bytes() == b"picture"
+
+
+def test_a_picture_that_the_disk_refused_and_lost_is_painted_again(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = outputs.draft(REF) / "0000.png"
+    picture.write_bytes(b"picture")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(files, "sync", refusing("0000.png"))
+        outputs.publish(REF, manifest(REF, artifact("0000.png")))
+    picture.write_bytes(b"garbage")  # what the disk really holds
+    with pytest.raises(DiskLost, match=r"0000\.png"):
+        outputs.seal(REF, [artifact("0000.png")], 1)
+
+
+def test_a_result_whose_last_sync_failed_is_synced_when_it_is_published_again(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outputs.root / "alice").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(files, "sync", refusing("alice"))
+        outputs.publish(REF, manifest())
+    assert outputs.ended(REF)
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    outputs.publish(REF, manifest())
+    assert synced == [outputs.root / "alice"]
 
 
 # The feed
