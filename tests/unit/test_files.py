@@ -191,9 +191,10 @@ def test_append_takes_back_what_an_fsync_refused(
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        files.append(tmp_path / "log", b"line\n")
+        with pytest.raises(OSError, match="Input/output"):
+            files.append(tmp_path / "log", b"line\n")
     assert (tmp_path / "log").read_bytes() == before
 
 
@@ -226,9 +227,10 @@ def test_a_folder_that_could_not_be_synced_is_made_anew(tmp_path: Path, monkeypa
     def fail(path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+    with monkeypatch.context() as patch:
         patch.setattr(files, "sync", fail)
-        files.make_folder(tmp_path / "a")
+        with pytest.raises(OSError, match="Input/output"):
+            files.make_folder(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
