@@ -231,10 +231,10 @@ class Spool:
         return [line["event"] for line in self.story(ref)]
 
     def _journal(self, ref: Ref) -> Path:
-        return self.root / "journal" / ref.client / f"{ref.id}.jsonl"
+        return Path(f"{self.root}/journal/{ref.client}/{ref.id}.jsonl")
 
     def _path(self, state: State, ref: Ref) -> Path:
-        return self.root / state / ref.client / f"{ref.id}.json"
+        return Path(f"{self.root}/{state}/{ref.client}/{ref.id}.json")
 
     def _move(self, refs: Iterable[Ref], source: State, target: State, sync_first: Iterable[Path] = ()) -> None:
         moves = []

@@ -115,11 +115,11 @@ class Daemon:
             self._changed = False
 
     def tidy(self, now: float) -> None:
-        if not self.ending.untidied:
-            self._tidy_at = now + TIDY_S
-        elif (now >= self._tidy_at or self.ending.untidied >= MAX_UNTIDIED) and not self.disk.owing:
+        due = now >= self._tidy_at or self.ending.untidied >= MAX_UNTIDIED or self.stopping
+        if self.ending.untidied and due and not self.disk.owing:
             self.disk.owe(self.ending.tidy)
             self.disk.pay()
+            self._tidy_at = now + TIDY_S
 
     def wait(self) -> None:
         """Sleep until something happens or it is time to look around, then handle all that has happened."""

@@ -14,7 +14,9 @@ A file in both inbox and pending died between accept's two steps: it is accepted
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -28,6 +30,8 @@ from imagend.outputs import Outputs
 from imagend.spool import Spool, State
 
 log = structlog.get_logger()
+
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,21 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     for ticket in spool.tickets(State.ACTIVE):
         _settle(ticket.ref, spool, ending, max_attempts)
     queued = []
-    for ticket in spool.tickets(State.PENDING):
-        priority = _priority(ticket.ref, spool)
+    pending = [ticket.ref for ticket in spool.tickets(State.PENDING)]
+    with ThreadPoolExecutor(_THREADS) as threads:  # a disk that has them to fetch does so side by side
+        priorities = list(threads.map(partial(_priority, spool), pending, chunksize=100))
+    for ref, priority in zip(pending, priorities, strict=True):
         if priority is None:
-            log.error("a job's file is damaged; it was set aside: submit it again", job=str(ticket.ref))
-            spool.set_aside(ticket.ref)
-        elif not outputs.ended(ticket.ref):
-            queued.append(Queued(ticket.ref, priority))
+            log.error("a job's file is damaged; it was set aside: submit it again", job=str(ref))
+            spool.set_aside(ref)
+        elif not outputs.ended(ref):
+            queued.append(Queued(ref, priority))
     ending.tidy()
     outputs.sweep({entry.ref for entry in queued})
     return queued
 
 
-def _priority(ref: Ref, spool: Spool) -> int | None:
+def _priority(spool: Spool, ref: Ref) -> int | None:
     """A queued job's priority, without parsing all of it, for 100,000 may wait; None if these are not the job's bytes.
 
     They can be cut: a power failed before accept's fsync. Then its sender was told nothing and its inbox still has it.
