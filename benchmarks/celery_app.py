@@ -7,7 +7,8 @@ from pathlib import Path
 
 from celery import Celery
 
-from benchmarks.queue import PICTURE, save
+from benchmarks.queue import PICTURE
+from imagend import files
 
 app = Celery("bench", broker=os.environ["BENCH_BROKER"])
 app.conf.update(
@@ -22,10 +23,4 @@ app.conf.update(
 @app.task(name="paint")
 def paint(_job: str, result: str) -> None:
     """Temporary name, fsync, rename, fsync of the folder."""
-    path = Path(result)
-    save(PICTURE, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    files.write(Path(result), PICTURE)

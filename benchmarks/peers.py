@@ -47,7 +47,7 @@ def rows(disk: Disk) -> Iterator[Row]:
     if lacking := [name for name in ("celery", "redis") if not _installed(name)] or _no_redis():
         yield "the whole cycle beside Celery", f"skipped: needs {' and '.join(lacking)}", "", "", ">= 1.2"
     else:
-        yield cycle(disk)
+        yield from cycle(disk)
     if not _installed("persistqueue"):
         yield "bare put + claim + ack", "skipped: needs persist-queue", "", "", ">= 1.0"
     else:
@@ -62,26 +62,49 @@ def _no_redis() -> list[str]:
     return [] if shutil.which("redis-server") else ["redis-server"]
 
 
-def in_turns(disk: Disk, jobs: int, *sides: Side) -> list[list[float]]:
-    """Jobs per second of each side in each round."""
-    speeds: list[list[float]] = [[] for _ in sides]
+class Course:
+    """What one side did in all its rounds."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.speeds: list[float] = []
+        self._jobs, self._commits, self._flushes = 0, 0, 0
+
+    def run(self, disk: Disk, jobs: int) -> None:
+        disk.settle()
+        commits, flushes = disk.work()
+        self.speeds.append(jobs / self._side(jobs))
+        self._jobs += jobs
+        self._commits += disk.work()[0] - commits
+        self._flushes += disk.work()[1] - flushes
+
+    @property
+    def work(self) -> str:
+        return f"{self._commits / self._jobs:.1f} + {self._flushes / self._jobs:.1f}"
+
+
+def in_turns(disk: Disk, jobs: int, *sides: Side) -> list[Course]:
+    courses = [Course(side) for side in sides]
     for _ in range(ROUNDS):
-        for side, found in zip(sides, speeds, strict=True):
-            disk.settle()
-            found.append(jobs / side(jobs))
-    return speeds
+        for course in courses:
+            course.run(disk, jobs)
+    return courses
+
+
+def compare(what: str, ours: Course, theirs: Course, target: str) -> Iterator[Row]:
+    yield f"{what}, jobs/s", spread(ours.speeds), spread(theirs.speeds), ratios(ours.speeds, theirs.speeds), target
+    yield "and journal commits + cache flushes per job", ours.work, theirs.work, "", ""
 
 
 # The whole cycle
 
 
-def cycle(disk: Disk) -> Row:
+def cycle(disk: Disk) -> Iterator[Row]:
     with place(disk.root) as here, serving(here) as ours, celery(disk.root / "celery", here) as theirs:
         ours(20)
         theirs(20)
-        speeds = in_turns(disk, CYCLE_JOBS, ours, theirs)
-    what = "whole cycle, jobs/s; Celery (acks_late, Redis AOF always)"
-    return what, spread(speeds[0]), spread(speeds[1]), ratios(*speeds), ">= 1.2"
+        courses = in_turns(disk, CYCLE_JOBS, ours, theirs)
+    yield from compare("whole cycle; Celery (acks_late, Redis AOF always)", *courses, ">= 1.2")
 
 
 @contextlib.contextmanager
@@ -161,9 +184,9 @@ def bare(disk: Disk) -> Iterator[Row]:
             lambda count: spooled(next(folders), here.sealed_to(JOB_BYTES, count), batch=MAX_BATCH, group_s=GROUP_S),
             lambda count: persisted(next(folders), here.sealed_to(JOB_BYTES, count)),
         )
-    what = "bare put + claim + ack, {}, jobs/s; SQLiteAckQueue"
-    yield what.format("each by itself"), spread(single), spread(theirs), ratios(single, theirs), ""
-    yield what.format("grouped as the daemon does"), spread(batch), spread(theirs), ratios(batch, theirs), ">= 1.0"
+    what = "bare put + claim + ack, {}; persist-queue's SQLiteAckQueue"
+    yield from compare(what.format("each by itself"), single, theirs, "")
+    yield from compare(what.format("grouped as the daemon does"), batch, theirs, ">= 1.0")
 
 
 def spooled(folder: Path, jobs: list[tuple[Ref, bytes]], batch: int, group_s: float) -> Seconds:
@@ -190,8 +213,7 @@ def spooled(folder: Path, jobs: list[tuple[Ref, bytes]], batch: int, group_s: fl
 
 
 def _finish(spool: Spool, refs: list[Ref]) -> None:
-    for ref in refs:
-        spool.finish(ref, "succeeded")
+    spool.finish(dict.fromkeys(refs, "succeeded"))
 
 
 def persisted(folder: Path, jobs: list[tuple[Ref, bytes]]) -> Seconds:

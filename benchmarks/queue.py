@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ PICTURE = bytes(1024)
 
 
 class NullPainter:
-    """An executor whose pictures are 1 KB of nothing, at once, and as durable as a worker's. `busy`: never done."""
+    """An executor whose pictures are 1 KB of nothing, at once; publishing makes them durable. `busy`: never done."""
 
     def __init__(self, mailbox: Mailbox, busy: bool = False) -> None:
         self._mailbox, self._busy = mailbox, busy
@@ -42,22 +41,12 @@ class NullPainter:
         if isinstance(message, Stop):
             self._mailbox.put(Died(worker, 0))
         elif isinstance(message, Run) and not self._busy:
-            save(PICTURE, Path(message.folder) / "0000.png")
+            (Path(message.folder) / "0000.png").write_bytes(PICTURE)
             digest = hashlib.sha256(PICTURE).hexdigest()
             sizes = {"index": 0, "width": 8, "height": 8, "size": len(PICTURE), "seed": 0, "seconds": 0.0}
             artifact = Artifact(file="0000.png", sha256=digest, pixels_sha256=digest, **sizes)
             self._mailbox.put(Heard(worker, Ended(job=message.job, outcome=Outcome.SUCCEEDED, artifacts=(artifact,))))
             self.painted += 1
-
-
-def save(data: bytes, path: Path) -> None:
-    """As imagend.worker.images saves a picture: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def opened(here: Place) -> Daemon:
