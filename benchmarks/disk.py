@@ -38,7 +38,7 @@ class Disk:
         _run("sync", "--file-system", self.root)
 
     def work(self) -> tuple[int, int]:
-        """(commits of the journal, flushes of the disk's cache) so far: what durability costs, on a busy machine too."""
+        """(commits of the journal, flushes of the cache) so far: what durability costs, on a busy machine too."""
         name = Path(self.device).name
         told = Path(f"/proc/fs/jbd2/{name}-8/info").read_text()
         statistics = Path(f"/sys/block/{name}/stat").read_text().split()
