@@ -21,7 +21,7 @@ import structlog
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks import disk, peers, scale
-from benchmarks.figures import circumstances, table
+from benchmarks.figures import circumstances, show
 from benchmarks.place import Place, daemon, place
 from benchmarks.queue import cycles_ms, filled
 
@@ -35,7 +35,7 @@ def main() -> None:
         sys.exit(f"There is no {', '.join(unknown)}: say {' or '.join(PARTS)}, or nothing for all.")
     print(circumstances(), end="\n\n", flush=True)
     if "overhead" in wanted:
-        print(table(("what", "measured"), list(overhead())), end="\n\n", flush=True)
+        show(("what", "measured"), overhead())
     rows = {"peers": peers.rows, "scale": scale.rows}
     for part in wanted:
         if part not in rows:
@@ -44,8 +44,7 @@ def main() -> None:
             print(f"{part}: skipped: a journalled disk of its own needs {lacking}")
             continue
         with disk.disk() as own:
-            columns = ("what", "imagend", "beside it", "ratio", "target")
-            print(table(columns, list(rows[part](own))), end="\n\n", flush=True)
+            show(("what", "imagend", "beside it", "ratio", "target"), rows[part](own))
 
 
 def overhead() -> Iterator[tuple[str, str]]:

@@ -7,9 +7,10 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import chain
 
 Row = tuple[str, str, str, str, str]
 """what, ours, beside it, ratio, target"""
@@ -26,9 +27,11 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return spread([one / other for one, other in zip(ours, theirs, strict=True)], 2)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table, each row as soon as it is known."""
+    for line in chain([columns, ["---"] * len(columns)], rows):
+        print("| " + " | ".join(line) + " |", flush=True)
+    print()
 
 
 def circumstances() -> str:
