@@ -43,6 +43,7 @@ def main() -> None:
         if lacking := disk.missing():
             print(f"{part}: skipped: a journalled disk of its own needs {lacking}")
             continue
+        print(f"{part}, {disk.MEANING}:\n")
         with disk.disk() as own:
             show(("what", "imagend", "beside it", "ratio", "target"), rows[part](own))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+MEANING = "on a journalled ext4 of its own (mke2fs' defaults, an image of 2 GiB, a loop device with direct I/O)"
 SIZE = 2 << 30
 """bytes; with mke2fs' defaults that is room for 131,072 files"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -35,7 +36,7 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def circumstances() -> str:
-    """Date and versions."""
+    """Date, versions, and how busy the machine was."""
     found = [f"{datetime.now(UTC):%d %B %Y}", f"Linux {platform.release()}", f"Python {platform.python_version()}"]
     for package in ("celery", "redis", "persist-queue"):
         try:
@@ -45,4 +46,4 @@ def circumstances() -> str:
     if shutil.which("redis-server"):
         told = subprocess.run(["redis-server", "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout
         found.append("redis-server " + "".join(re.findall(r" v=(\S+)", told)))
-    return ", ".join(found)
+    return ", ".join([*found, f"load {os.getloadavg()[0]:.1f} at the start"])
