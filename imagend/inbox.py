@@ -85,20 +85,17 @@ class Inbox:
                         raise  # else it was done, and only the answer was lost (NFS)
 
     def reject(self, name: str, known: Identity, note: dict[str, Any]) -> None:
-        """Move the file beside the inbox. `note`, with the file's new name added, is there first."""
+        """Move the file beside the inbox. `note`, with the file's new name added, is there first.
+
+        It stays there even if the move met an error, for that does not tell that it was not done (NFS).
+        """
         folder, _, leaf = name.rpartition("/")
         with self._place(name) as place, self._rejected(folder) as rejected:
             target = _free(rejected, leaf, known)
             reason = _reason(target)
             files.write(Path(reason), json.dumps({"file": _leaf(target), **note}, indent=2).encode() + b"\n")
-            try:
-                if _current(place) == known:
-                    files.move(Path(place), Path(target))
-                    return
-            except FileNotFoundError:
-                pass
-            with suppress(FileNotFoundError):
-                Path(reason).unlink()  # its sender took the file back, or put another one in its place
+            if _current(place) == known:
+                files.move(Path(place), Path(target))
 
     def skew_s(self) -> float:
         """How far the clock that stamps this inbox's files (on NFS the server's) is ahead of ours. Raises OSError."""

@@ -1,4 +1,4 @@
-"""imagend check: look for mistakes and say how to mend them. Changes nothing."""
+"""imagend check: look for mistakes and say how to mend them. All it writes is a probe in each inbox."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from imagend import config as configuration
+from imagend.cli.check_inbox import inboxes, shelves
+from imagend.cli.finding import Finding
+from imagend.cli.init import login_name
 from imagend.cli.look import daemon_alive, read
 from imagend.config import Config
 from imagend.errors import BadConfig, BadKeys, ImagendError
@@ -21,13 +23,6 @@ from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.spool import STATUS, State
 
 _SOON_S = 14 * 24 * 3600.0
-
-
-class Finding(NamedTuple):
-    level: str
-    """ok, warning or error"""
-    what: str
-    fix: str = ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +49,10 @@ def examine(path: Path) -> Iterator[Finding]:
     yield Finding("ok", f"{path} is read")
     yield from _folders(config)
     yield from _devices(config)
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    status = read(config.spool / STATUS)
+    yield from shelves(config, mountinfo)
+    yield from inboxes(config, mountinfo, status if daemon_alive(status) else {})
     yield from _keys(config)
     yield from _models(config)
     yield from _engine()
@@ -61,11 +60,13 @@ def examine(path: Path) -> Iterator[Finding]:
 
 
 def _folders(config: Config) -> Iterator[Finding]:
-    for folder in (config.spool, *config.inboxes, config.outputs, config.models):
+    for folder in (config.spool, config.outputs, config.models):
         if not folder.is_dir():
             yield Finding("error", f"{folder} is no folder", "imagend init, or correct the path in config.yaml")
         elif folder != config.models and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            yield Finding("error", f"{folder} cannot be written", f"chown it to the user that runs imagend: {_login()}")
+            yield Finding(
+                "error", f"{folder} cannot be written", f"chown it to the user that runs imagend: {login_name()}"
+            )
         else:
             yield Finding("ok", f"{folder} is there")
     for folder in (config.spool, config.outputs):
@@ -79,12 +80,7 @@ def _devices(config: Config) -> Iterator[Finding]:
     groups = [
         [config.spool, *(config.spool / state for state in State), config.spool / "journal"],
         [config.outputs, drafts, *(path for path in _listing(config.outputs) if path != drafts)],
-        *([inbox, inbox.parent / "rejected"] for inbox in config.inboxes),
     ]
-    for inbox in config.inboxes:
-        if inbox.is_dir() and inbox.stat().st_dev != inbox.parent.stat().st_dev:
-            fix = "make the inbox a folder in the mount, so that rejected/ lies beside it on the same file system"
-            yield Finding("error", f"{inbox} is itself a mount point", fix)
     for group in groups:
         there = [path for path in group if path.is_dir()]
         strangers = [path for path in there if path.stat().st_dev != there[0].stat().st_dev]
@@ -152,9 +148,3 @@ def _daemon(config: Config) -> Iterator[Finding]:
 
 def _listing(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _login() -> str:
-    from imagend.cli.init import login_name
-
-    return login_name()

@@ -67,6 +67,10 @@ class NotAJobName(InvalidJob):
     """The name {!r} does not end in .json, so this is no job file. Rename it to NAME.json once it is complete."""
 
 
+class Holes(InvalidJob):
+    """The file holds NUL bytes: parts of it never arrived. Write to a name that starts with a dot, then rename."""
+
+
 class Unreadable(Forbidden):
     """imagend may not read {}: {}. Give its group or user read permission (umask 027)."""
 
@@ -110,11 +114,12 @@ class Door:
                 for arrival, verdict in zip(arrivals, verdicts, strict=True):
                     self.settle(arrival, verdict)
                 idle = not self.more or (bool(verdicts) and set(verdicts) == {LATER})
-            except OSError as error:  # one that was not foreseen, such as the log's on a full disk
+            except OSError as error:  # one that nobody foresaw: the door must live
                 self.trouble, idle = _trouble(self.inbox, error), True
             if idle:
                 interval = self.policy.config.scan_interval_s
-                time.sleep(min(time.monotonic() - began, interval))  # hints by the thousand: half the time is ours
+                if not verdicts:  # else hints by the thousand could keep us listing what is only held
+                    time.sleep(min(time.monotonic() - began, interval))
                 self.hint.wait(interval)
                 self.hint.clear()
 
@@ -198,18 +203,18 @@ class Door:
             known = self._inbox.identity(name)
             if held is not None and self._held.rests(held, known, now):
                 return None
+            unfinished = held is not None and held.why is Why.UNFINISHED and held.identity == known
             try:
                 raw, status = self._inbox.read(name)
             except files.NotOrdinary:
                 raise NotAFile(_leaf(name)) from None
             except PermissionError as error:
                 raise Unreadable(_leaf(name), error.strerror) from None
-            unfinished = held is not None and held.why is Why.UNFINISHED and held.identity == known
             known = identity(status)
             arrival = Arrival(name, known, status.st_ctime, raw, self._verify(name, raw, status.st_size))
         except GONE:
             self._held.release(name)
-        except (Unsigned, NotAJobName) as reason:  # perhaps not finished
+        except (Unsigned, Holes, NotAJobName, Unreadable) as reason:  # perhaps not finished, or a server in trouble
             if unfinished:
                 self._reject(name, known, reason)
             else:
@@ -234,6 +239,8 @@ class Door:
             raise TooLarge(max(size, len(raw)), MAX_JOB_BYTES)
         if not name.endswith(".json"):
             raise NotAJobName(_leaf(name))
+        if b"\0" in raw:  # so a file looks whose pages come over the network out of order
+            raise Holes
         now = self._wall()
         client, body = unseal(raw, self.policy.signers, now.timestamp())
         try:
