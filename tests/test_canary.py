@@ -117,15 +117,17 @@ def found(root: Path, clients: list[str]) -> Iterator[str]:
 
 
 @pytest.fixture
-def _logged() -> Iterator[None]:
-    """Lines as `imagend serve` writes them."""
-    logs.set_up()
-    yield
-    structlog.reset_defaults()
+def log(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The lines that `imagend serve` writes, and what its workers print."""
+    path = tmp_path_factory.mktemp("log") / "log"
+    with path.open("w", buffering=1) as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        logs.set_up()
+        yield path
+        structlog.reset_defaults()
 
 
-@pytest.mark.usefixtures("_logged")
-def test_no_client_finds_anothers_words(home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_client_finds_anothers_words(home: Home, log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clients = [home, home.neighbour("bob")]
     names = [client.client for client in clients]
     statuses = set[str]()
@@ -168,7 +170,7 @@ def test_no_client_finds_anothers_words(home: Home, capfd: pytest.CaptureFixture
         "cancelled": None,
     }
     assert list(found(home.root, names)) == []
-    told = "".join(capfd.readouterr())
+    told = log.read_text() + "".join(capfd.readouterr())
     assert all(word in told for word in ("rejected", "a worker met a bug", "worker died", '"event": "ended"'))
     assert "canary" not in told
     assert len(statuses) > 10
