@@ -1,11 +1,14 @@
 """outputs/: where results lie. outputs/<client>/<id>/ exists if and only if the job has ended.
 
 A worker paints into a draft, outputs/.drafts/<client>/<id>/, which outlives crashes: what is painted there stays.
-Nothing but publish() moves a draft out.
+Nothing but publish() moves a draft out. A client's folder is readable by us, and by its Unix group where it has one: a
+draft is made with that group, which a rename keeps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import hashlib
 import json
 import os
@@ -13,7 +16,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,42 @@ _TAIL_BYTES = 1 << 20
 class Outputs:
     def __init__(self, root: Path) -> None:
         self.root, self._drafts = root, root / ".drafts"
+        self._groups: Mapping[str, str] = {}
         self._distrusted: set[Ref] = (
             set()
         )  # the disk may have refused their bytes: what is sealed again is written anew
 
     def open(self) -> None:
-        files.make_folder(self._drafts)
+        files.make_folder(self._drafts, 0o700)
+
+    def share(self, groups: Mapping[str, str]) -> list[str]:
+        """From now on the results of these clients are their Unix groups' to read. Returns what cannot be done."""
+        self._groups = groups
+        wrong = []
+        for client, group in groups.items():
+            try:
+                for base in (self.root, self._drafts):
+                    _give(self._folder_of(client, base), group)
+            except KeyError:
+                wrong.append(f"clients.{client}.group: there is no group {group!r} here: make it (groupadd)")
+            except OSError as error:
+                todo = f"make imagend's user a member of {group} and restart imagend"
+                wrong.append(f"{error.filename} cannot be given to the group {group}: {error.strerror}: {todo}")
+        return wrong
+
+    def _folder_of(self, client: str, base: Path) -> Path:
+        folder = base / client
+        if not folder.is_dir():
+            files.make_folder(folder, 0o750)
+            if client in self._groups:
+                with contextlib.suppress(OSError, KeyError):  # share() has told
+                    _give(folder, self._groups[client])
+        return folder
 
     def draft(self, ref: Ref) -> Path:
         """The folder for a worker to write into; it may hold pictures of an earlier attempt."""
-        folder = self._drafts / ref.client / ref.id
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder_of(ref.client, self._drafts) / ref.id
+        folder.mkdir(0o750, exist_ok=True)
         return folder
 
     def seal(self, ref: Ref, artifacts: Iterable[Artifact], count: int) -> None:
@@ -71,8 +99,12 @@ class Outputs:
         self._distrusted.add(ref)
         (folder / MANIFEST).unlink(missing_ok=True)
         files.write_unsynced(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
-        files.sync_all([*folder.iterdir(), folder])
-        files.make_folder(target.parent)
+        contents = list(folder.iterdir())
+        for path in contents:
+            path.chmod(0o640)
+        folder.chmod(0o750 | stat.S_IMODE(folder.stat().st_mode) & stat.S_ISGID)
+        files.sync_all([*contents, folder])
+        self._folder_of(ref.client, self.root)
         files.rename(folder, target)
         files.sync(target.parent)
         self._distrusted.discard(ref)
@@ -91,7 +123,10 @@ class Outputs:
         return manifest
 
     def announce(self, refs: Iterable[Ref]) -> None:
-        """One line for each in results.jsonl, the feed that others follow with `tail -F`; durable."""
+        """One line for each in results.jsonl, the feed that others follow with `tail -F`; durable.
+
+        All clients may read it: it repeats nothing that a client wrote.
+        """
         lines = "".join(f"{json.dumps(self._line(ref))}\n" for ref in refs)
         if lines:
             files.append(self.root / RESULTS, lines.encode())
@@ -99,7 +134,7 @@ class Outputs:
     def _line(self, ref: Ref) -> dict[str, Any]:
         manifest = self.manifest(ref)
         line: dict[str, Any] = {"id": ref.id, "client": ref.client}
-        line |= {key: manifest.get(key) for key in ("kind", "outcome", "label", "ended_at")}
+        line |= {key: manifest.get(key) for key in ("kind", "outcome", "ended_at")}
         return line | {
             "manifest": f"{ref.client}/{ref.id}/{MANIFEST}",
             "files": [artifact["file"] for artifact in manifest.get("artifacts", ())],
@@ -124,6 +159,14 @@ class Outputs:
         for folder in self._drafts.glob("*/*"):
             if Ref(folder.parent.name, folder.name) not in alive:
                 shutil.rmtree(folder)
+
+
+def _give(folder: Path, group: str) -> None:
+    """Readable for the group, and all that is made in it belongs to the group. Raises KeyError if there is none."""
+    number = grp.getgrnam(group).gr_gid
+    if folder.stat().st_gid != number:
+        os.chown(folder, -1, number)
+    folder.chmod(0o2750)
 
 
 def _id(line: bytes) -> Any:

@@ -95,7 +95,8 @@ def _sshsig(signature: bytes) -> _Sshsig:
     sig = _Sshsig(*fields)
     if sig.namespace != NAMESPACE.encode():
         theirs = ascii(sig.namespace[:64].decode("latin-1"))
-        raise Unauthorized(f"The signature is for the namespace {theirs}, not '{NAMESPACE}'. {_SIGN_AGAIN}")
+        why = f"The signature is for the namespace {theirs}, not '{NAMESPACE}'. {_SIGN_AGAIN}"
+        raise Unauthorized(why, detail=[{"field": "namespace", "value": theirs}])
     if sig.reserved or sig.hash not in (b"sha512", b"sha256"):
         raise Unauthorized(f"The signature uses a hash or an extension that is not known here. {_SIGN_AGAIN}")
     return sig

@@ -7,7 +7,7 @@ import os
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ class Home:
     root: Path
     config: Config
     key: Key
+    client: str = CLIENT
+
+    def neighbour(self, name: str) -> Home:
+        """Another client of the same place, with a key of its own."""
+        key = Key.generate()
+        with self.config.allowed_signers.open("a") as signers:
+            signers.write(f'{name} namespaces="{NAMESPACE}" {key.public_line(name)}\n')
+        return replace(self, key=key, client=name)
 
     def fields(self, **fields: Any) -> dict[str, Any]:
         """A valid generate job, changed by `fields`; a value of ... leaves a field out."""
@@ -59,7 +67,7 @@ class Home:
         return self.drop_body(self.body(**fields), name)
 
     def drop_body(self, body: bytes, name: str | None = None) -> Ref:
-        ref = Ref(CLIENT, job_id(CLIENT, body))
+        ref = Ref(self.client, job_id(self.client, body))
         self.put(self.seal(body), name or f"{ref.id}.json")
         return ref
 

@@ -25,6 +25,7 @@ from structlog.testing import capture_logs
 
 from imagend import files, jobfile, signing
 from imagend.daemon import held
+from imagend.daemon.discreet import shown
 from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Door, Policy
 from imagend.errors import InvalidJob, UnknownJob
 from imagend.inbox import identity
@@ -800,7 +801,7 @@ def test_a_file_that_cannot_be_moved_is_stuck_and_tried_again_with_growing_pause
             take(door, float(now))
         assert 8 < len(moves) < 15
         assert door.stuck == 1
-        assert [line["file"] for line in logs if line["log_level"] == "error"] == ["a.json"]
+        assert [line["file"] for line in logs if line["log_level"] == "error"] == [shown("a.json", ())]
         assert home.reason("a.json")["code"] == "INVALID_PARAMETERS"  # it can be told why, though
         before = len(moves)
         path.write_bytes(home.sealed(width=1002))
@@ -858,11 +859,11 @@ def test_the_trouble_of_an_inbox_names_a_remedy(home: Home, door: Door) -> None:
 
 
 def test_a_bug_in_the_parser_costs_one_file(home: Home, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = jobfile.parse
+    parse, secret = jobfile.parse, "canary"
 
     def fragile(client: str, body: bytes) -> Any:
         if b"trigger" in body:
-            raise ZeroDivisionError("canary")
+            raise ZeroDivisionError(secret)
         return parse(client, body)
 
     monkeypatch.setattr(jobfile, "parse", fragile)
@@ -874,7 +875,10 @@ def test_a_bug_in_the_parser_costs_one_file(home: Home, door: Door, monkeypatch:
     assert (error["code"], error["status"]) == ("INTERNAL", 500)
     assert "please report it" in error["message"]
     assert "canary" not in json.dumps(error)
-    assert [line["file"] for line in logs if line.get("exc_info")] == ["a.json"]
+    (told,) = (line for line in logs if line["log_level"] == "error")
+    assert (told["file"], told["bug"]) == (shown("a.json", ()), "ZeroDivisionError")
+    assert "in fragile" in told["traceback"]
+    assert "canary" not in json.dumps(logs)
 
 
 def test_logs_tell_of_fields_and_never_of_what_stands_in_them(home: Home, door: Door) -> None:

@@ -58,7 +58,7 @@ class Ending:
         self.health.totals[manifest.outcome] += 1
         code = manifest.error["code"] if manifest.error else None
         if manifest.error:
-            self.health.failed(manifest.error["code"], manifest.error["message"], ref.id)
+            self.health.failed(manifest.error["code"], f"outputs/{ref.client}/{ref.id}/manifest.json says why", ref.id)
         log.info("ended", job=str(ref), outcome=manifest.outcome.value, code=code)
 
     def finish_again(self, ref: Ref) -> None:

@@ -44,7 +44,7 @@ class Health:
     _written: float = 0.0
 
     def failed(self, code: str, message: str, job: str | None = None) -> None:
-        """Remember an error; its message holds the remedy."""
+        """Remember an error; its message holds the remedy, and nothing that a client wrote."""
         self.last_error = {"at": _now(), "code": code, "message": message, "job": job}
 
     def trouble(self, part: str, why: str | None) -> None:

@@ -7,6 +7,7 @@ neither painting nor status. A door never touches the queue: it shows verified j
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import structlog
 
 from imagend import files, jobfile
 from imagend.config import Config
-from imagend.daemon import limits
+from imagend.daemon import discreet, limits
 from imagend.daemon.held import Held, Why
-from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, Unauthorized, UnknownJob, Unsigned
+from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, UnknownJob, Unsigned
 from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
 from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
 from imagend.signers import AllowedSigners
@@ -33,6 +34,7 @@ LATER = "later"
 Verdict = Rejected | str | None
 """None: taken, remove the file. A Rejected: say why. LATER: leave the file, ask again."""
 MEASURE_S = 60.0
+_OF_THE_FILE = [{"field": "file"}]  # its name is its sender's text, too
 
 
 class DoorBug(Rejected):
@@ -115,7 +117,7 @@ class Door:
                     self.settle(arrival, verdict)
                 idle = not self.more or (bool(verdicts) and set(verdicts) == {LATER})
             except OSError as error:  # one that nobody foresaw: the door must live
-                self.trouble, idle = _trouble(self.inbox, error), True
+                self.trouble, idle = _trouble(str(self.inbox), error), True
             if idle:
                 interval = self.policy.config.scan_interval_s
                 if not verdicts:  # else hints by the thousand could keep us listing what is only held
@@ -180,10 +182,10 @@ class Door:
         except OSError as error:
             if self._closed is None:
                 log.error("inbox cannot be read", inbox=str(self.inbox), why=str(error))
-            self._closed = _trouble(self.inbox, error)
+            self._closed = _trouble(str(self.inbox), error)
             self._ahead.clear()
             return
-        self._closed = next((_trouble(self.inbox / name, error) for name, error in closed), None)
+        self._closed = next((_trouble(f"{self.inbox}/{self._shown(name)}", error) for name, error in closed), None)
         if self._ahead:  # some that are new go first: one may be a cancel. But not all: the others have waited
             new = [name for name in names if name not in self._listed]
             self._ahead.extendleft(reversed(new[:MAX_BATCH]))
@@ -207,9 +209,9 @@ class Door:
             try:
                 raw, status = self._inbox.read(name)
             except files.NotOrdinary:
-                raise NotAFile(_leaf(name)) from None
+                raise NotAFile(_leaf(name), detail=_OF_THE_FILE) from None
             except PermissionError as error:
-                raise Unreadable(_leaf(name), error.strerror) from None
+                raise Unreadable(_leaf(name), error.strerror, detail=_OF_THE_FILE) from None
             known = identity(status)
             arrival = Arrival(name, known, status.st_ctime, raw, self._verify(name, raw, status.st_size))
         except GONE:
@@ -222,10 +224,11 @@ class Door:
         except Rejected as reason:
             self._reject(name, known, reason)
         except OSError as error:  # not the sender's fault: the disk, the network, our own limits
-            self._unreadable = _trouble(self.inbox / name, error)
+            self._unreadable = _trouble(f"{self.inbox}/{self._shown(name)}", error)
             self._held.keep(name, Why.UNREADABLE, known, now)
-        except Exception:  # no stranger's file may stop the daemon, not even one that finds a bug
-            log.exception("a file in the inbox met a bug", file=_shown(name))
+        except Exception as bug:  # no stranger's file may stop the daemon, not even one that finds a bug
+            where = "".join(traceback.format_tb(bug.__traceback__))  # without its message: a prompt may stand in it
+            log.error("a file met a bug", file=self._shown(name), bug=type(bug).__name__, traceback=where)
             self._reject(name, known, DoorBug())
         else:
             if held is None or held.why is not Why.STUCK:
@@ -238,7 +241,7 @@ class Door:
         if len(raw) > MAX_JOB_BYTES:
             raise TooLarge(max(size, len(raw)), MAX_JOB_BYTES)
         if not name.endswith(".json"):
-            raise NotAJobName(_leaf(name))
+            raise NotAJobName(_leaf(name), detail=_OF_THE_FILE)
         if b"\0" in raw:  # so a file looks whose pages come over the network out of order
             raise Holes
         now = self._wall()
@@ -266,7 +269,8 @@ class Door:
 
     def _reject(self, name: str, known: Identity, reason: Rejected) -> None:
         """Move the file beside its inbox, with its reason."""
-        log.warning("rejected", file=_shown(name), code=reason.code, client=reason.client, why=_harmless(reason))
+        why = discreet.why(reason)
+        log.warning("rejected", file=self._shown(name), code=reason.code, client=reason.client, why=why)
         note = {"error": reason.envelope(), "client": reason.client, "at": self._wall().isoformat()}
         try:
             self._inbox.reject(name, known, note)
@@ -276,10 +280,13 @@ class Door:
         except OSError as error:
             self._give_up(name, known, error)
 
+    def _shown(self, name: str) -> str:
+        return discreet.shown(name, self.policy.signers.clients())
+
     def _give_up(self, name: str, known: Identity, error: OSError) -> None:
         """Leave the file where it is, and try again when it has changed, or after a pause; say it once."""
         if self._held.keep(name, Why.STUCK, known, self.looked_at):
-            log.error("a file cannot be moved out of the inbox", file=_shown(name), why=error.strerror)
+            log.error("a file cannot be moved out of the inbox", file=self._shown(name), why=error.strerror)
 
 
 def admit(item: Job | CancelRequest, config: Config) -> None:
@@ -299,22 +306,10 @@ def admit(item: Job | CancelRequest, config: Config) -> None:
     limits.check(item, config)
 
 
-def _trouble(path: Path, error: OSError) -> str:
+def _trouble(place: str, error: OSError) -> str:
     """Something of ours is in the way: the operator is told, and it is tried again."""
-    return f"{path}: {error.strerror}. It is tried again; to find out what to do, run: imagend check"
+    return f"{place}: {error.strerror}. It is tried again; to find out what to do, run: imagend check"
 
 
 def _leaf(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _shown(name: str) -> str:
-    """A stranger's file name as it may stand in a log."""
-    return _leaf(name) if name.isprintable() else ascii(_leaf(name))
-
-
-def _harmless(reason: Rejected) -> str:
-    """What may stand in a log: which fields are wrong, not what the client wrote in them."""
-    if isinstance(reason, Unauthorized) or not isinstance(reason.detail, list):
-        return str(reason)
-    return ", ".join(str(problem.get("field")) for problem in reason.detail)

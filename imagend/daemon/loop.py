@@ -29,6 +29,7 @@ from imagend.daemon.executor import (
 )
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
+from imagend.daemon.limits import Gate
 from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import complete
 from imagend.daemon.recovery import recover
@@ -74,7 +75,17 @@ class Daemon:
         self.settings = Settings(config, reload, self.health)
         self.ending = Ending(spool, outputs, self.health, wall)
         self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
-        self.reception = Reception(spool, outputs, self.turn, self.disk, self.ending, self.health, self.stop_job)
+        self.reception = Reception(
+            spool,
+            outputs,
+            self.turn,
+            self.disk,
+            self.ending,
+            self.health,
+            Gate(lambda: self.clock()),
+            lambda: self.settings.config,
+            self.stop_job,
+        )
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending)
         self.stopping = False
         self._stop_by = self._tidy_at = 0.0
@@ -158,6 +169,7 @@ class Daemon:
                 self.stop()
             case ReloadRequested():
                 self.settings.reload()
+                self.share()
 
     def stop_job(self, ref: Ref) -> bool:
         """Ask the worker that holds a job to let go of it; False if none does. OSError if the wish cannot be kept."""
@@ -180,7 +192,7 @@ class Daemon:
                     self.disk.refused("claim", error)
                     return
                 self.disk.worked("claim")
-                self.turn.remove(ref)
+                self.turn.serve(ref)
 
     def start(self, slot: Slot, ref: Ref) -> None:
         """Claim a job and send it to a worker; one that cannot be painted ends here."""
@@ -232,7 +244,14 @@ class Daemon:
 
     # Beginning and end
 
+    def share(self) -> None:
+        """Open each client's results to its Unix group; what cannot be opened, the operator is told."""
+        clients = self.settings.config.clients
+        wrong = self.outputs.share({client: rights.group for client, rights in clients.items() if rights.group})
+        self.health.trouble("groups", "; ".join(wrong) or None)
+
     def recover(self) -> None:
+        self.share()
         for queued in recover(self.spool, self.outputs, self.ending, self.settings.config.max_attempts):
             self.turn.add(queued.ref, queued.priority)
 

@@ -7,12 +7,14 @@ from functools import partial
 
 import structlog
 
+from imagend.config import Config
 from imagend.daemon.disk import Disk
 from imagend.daemon.ending import Ending
 from imagend.daemon.health import Health
 from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Verdict
+from imagend.daemon.limits import Gate
 from imagend.daemon.turn import Turn
-from imagend.errors import UnknownJob
+from imagend.errors import QueueFull, RateLimited, UnknownJob
 from imagend.job import CancelRequest, Job, Outcome, Ref
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -31,10 +33,12 @@ class Reception:
         disk: Disk,
         ending: Ending,
         health: Health,
+        gate: Gate,
+        config: Callable[[], Config],
         stop_job: Callable[[Ref], bool],
     ) -> None:
         self.spool, self.outputs, self.turn, self.disk = spool, outputs, turn, disk
-        self.ending, self.health, self.stop_job = ending, health, stop_job
+        self.ending, self.health, self.gate, self.config, self.stop_job = ending, health, gate, config, stop_job
         self.open = True
 
     def take_in(self, arrivals: Sequence[Arrival]) -> tuple[Verdict, ...]:
@@ -46,31 +50,51 @@ class Reception:
         try:
             for number, arrival in enumerate(arrivals):
                 if isinstance(arrival.item, Job):
-                    verdicts[number] = None
-                    if self.accept(arrival.item, arrival.raw):
-                        accepted.append(arrival.item)
+                    verdicts[number] = self.accept(arrival.item, arrival.raw, accepted)
             self.spool.commit()
             self.health.trouble("intake", None)
         except OSError as error:  # the files stay where they are and are asked about again
             self.spool.abandon()
+            for job in accepted:
+                self.turn.remove(job.ref)
+                self.gate.give_back(job.signer, self.config())
             self.health.trouble("intake", f"no job can be accepted: {error}")
             return (LATER,) * len(arrivals)
         for job in accepted:
-            self.turn.add(job.ref, job.header.priority)
             log.info("accepted", job=str(job.ref))
         for number, arrival in enumerate(arrivals):
             if isinstance(arrival.item, CancelRequest):
-                try:
-                    verdicts[number] = self.cancel(arrival.item.ref)
-                except UnknownJob as reason:  # in a full batch its job may stand behind it
-                    verdicts[number] = LATER if len(arrivals) == MAX_BATCH else reason
+                verdicts[number] = self.heed(arrival.item, LATER if len(arrivals) == MAX_BATCH else None)
         return tuple(verdicts[number] for number in range(len(arrivals)))
 
-    def accept(self, job: Job, raw: bytes) -> bool:
-        if self.outputs.ended(job.ref) or not self.spool.accept(job.ref, raw):
+    def accept(self, job: Job, raw: bytes, accepted: list[Job]) -> Verdict:
+        """Queue a job and add it to `accepted`; a refusal is the verdict on this one alone."""
+        ended = self.outputs.ended(job.ref)
+        if not ended and self.spool.where(job.ref) is None:
+            try:
+                self.gate.admit(job.signer, self.turn, self.config())
+            except (QueueFull, RateLimited) as refusal:
+                return refusal
+        if ended or not self.spool.accept(job.ref, raw):
             log.info("known already", job=str(job.ref))
-            return False
-        return True
+        else:
+            self.turn.add(job.ref, job.header.priority)
+            accepted.append(job)
+        return None
+
+    def heed(self, wish: CancelRequest, if_unknown: Verdict) -> Verdict:
+        """Act on a wish to cancel. One that finds no job costs no rate: it may have to be looked at many times."""
+        try:
+            self.gate.admit_cancel(wish.signer, self.config())
+        except RateLimited as refusal:
+            return refusal
+        try:
+            verdict = self.cancel(wish.ref)
+        except UnknownJob as reason:
+            verdict = if_unknown or reason  # in a full batch its job may stand behind it
+        if verdict is not None:
+            self.gate.give_back_cancel(wish.signer, self.config())
+        return verdict
 
     def cancel(self, ref: Ref) -> Verdict:
         """Stop a job wherever it is. A job that has ended stays as it is. Raises UnknownJob.

@@ -19,9 +19,9 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
     context.progress("painting", 0, 1, 0, spec["num_inference_steps"])
     match spec["prompt"]:
         case "raise":
-            raise ValueError("boom")
+            raise ValueError(f"boom {spec['negative_prompt']}")
         case "refuse":
-            raise UnsupportedSetting("not with me")
+            raise UnsupportedSetting(f"not with me: {spec['negative_prompt']}")
         case "exit":
             sys.exit(3)
         case "exit at once":

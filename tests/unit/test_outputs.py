@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import grp
 import hashlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -293,7 +296,6 @@ def test_the_feed_has_a_line_per_ended_job(outputs: Outputs) -> None:
         "client": "alice",
         "kind": "generate",
         "outcome": "succeeded",
-        "label": "shot 12",
         "manifest": f"alice/{REF.id}/manifest.json",
         "files": ["0000.png"],
         "code": None,
@@ -320,10 +322,70 @@ def test_a_feed_cut_anywhere_is_mended_and_tells_of_each_job_once(outputs: Outpu
         assert told(outputs) == [OTHER.id, REF.id], f"after {whole[len(first) : length]!r}"
 
 
-def test_a_label_that_is_another_jobs_id_does_not_announce_that_job(outputs: Outputs) -> None:
-    end(outputs, OTHER, label=REF.id)
-    outputs.announce([OTHER])
-    assert not outputs.announced(REF)
+# Who may read
+
+
+GROUP = grp.getgrgid(os.getgid()).gr_name
+
+
+def modes(outputs: Outputs, ref: Ref) -> dict[str, str]:
+    folder = outputs.root / ref.client / ref.id
+    paths = (folder.parent, folder, *sorted(folder.iterdir()))
+    return {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in paths}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_results_are_ours_and_their_clients_groups_to_read_whatever_the_umask(outputs: Outputs, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert outputs.share({"bob": GROUP}) == []
+        for ref in (REF, OTHER):
+            (outputs.draft(ref) / "0000.png").write_bytes(b"picture")
+            end(outputs, ref, artifact("0000.png"))
+        outputs.announce([REF])
+    finally:
+        os.umask(before)
+    files = {"0000.png": "640", "manifest.json": "640"}
+    assert modes(outputs, REF) == {"alice": f"{0o750 & ~umask:o}", REF.id: "750"} | files
+    assert modes(outputs, OTHER) == {"bob": "2750", OTHER.id: "2750"} | files
+    assert stat.S_IMODE((outputs.root / ".drafts").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to any group")
+def test_a_clients_folders_belong_to_its_group_those_made_later_too(outputs: Outputs) -> None:
+    gid = next(entry.gr_gid for entry in grp.getgrall() if entry.gr_gid != os.getgid())
+    group = grp.getgrgid(gid).gr_name
+    end(outputs, Ref("bob", "c" * 20))  # before it had a group
+    assert outputs.share({"bob": group}) == []
+    end(outputs, OTHER)
+    end(outputs, REF)
+    folder = outputs.root / "bob" / OTHER.id
+    assert {path.stat().st_gid for path in (folder.parent, folder, folder / "manifest.json")} == {gid}
+    assert (outputs.root / "alice" / REF.id / "manifest.json").stat().st_gid == os.getgid()
+    shutil.rmtree(outputs.root / "bob")
+    end(outputs, OTHER)
+    assert ((outputs.root / "bob").stat().st_gid, modes(outputs, OTHER)["bob"]) == (gid, "2750")
+
+
+def test_a_group_that_does_not_exist_is_told_and_stops_nothing(outputs: Outputs) -> None:
+    (wrong,) = outputs.share({"bob": "no-such-group"})
+    assert all(word in wrong for word in ("clients.bob.group", "'no-such-group'", "groupadd"))
+    end(outputs, OTHER)
+    assert outputs.ended(OTHER)
+
+
+def test_a_group_that_we_may_not_give_to_is_told_and_stops_nothing(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chown(path: Path, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", os.getgid() + 1, [])))
+    (wrong,) = outputs.share({"bob": "web"})
+    assert all(word in wrong for word in (str(outputs.root / "bob"), "group web", "a member of web"))
+    end(outputs, OTHER)
+    assert modes(outputs, OTHER)["bob"] == "750"
 
 
 def test_the_end_of_a_long_feed_is_found(outputs: Outputs) -> None:
