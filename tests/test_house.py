@@ -40,7 +40,7 @@ WORDS = {
     "signing",
     "config",
 }
-SHELVES = {"files", "spool", "outputs", "models"}
+SHELVES = {"files", "spool", "outputs", "models", "weights"}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
@@ -48,8 +48,9 @@ HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safete
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
+    "models": WORDS | {"files", "weights"},
     "daemon": WORDS | SHELVES | {"daemon"},
-    "worker": WORDS | {"models", "worker"},
+    "worker": WORDS | {"files", "models", "worker"},
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
     "logs": set[str](),
