@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types torture lab bench score constraints clean help
+.PHONY: demo test check lint types torture lab fuzz bench score constraints clean help
 
 help:
 	@sed -n '1p' Makefile | cut -c3-
@@ -40,6 +40,13 @@ torture: $(READY)
 lab: $(READY)
 	tests/lab/packages
 	$(BIN)/python -m pytest -m lab
+
+# Each parser of strangers' bytes under atheris for so many seconds; findings go to .fuzz/.
+SECONDS ?= 60
+fuzz: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	@for target in unseal signature job prompts weights header picture; do \
+		echo "== $$target"; PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(SECONDS) || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -5,7 +5,7 @@ ImagendError
 │   ├── Unauthorized (Unsigned), Forbidden, Expired, TooLarge, UnknownJob
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
-│   ├── UnknownModel, BrokenModel, PromptTooLong, UnsupportedSetting
+│   ├── UnknownModel, BrokenModel, BrokenWeights, BadPicture, PromptTooLong, UnsupportedSetting
 │   └── OutOfMemory, NoSpace, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, DiskLost
@@ -126,6 +126,18 @@ class BrokenModel(JobFailed):
     """The model {!r} cannot be loaded: {}. Install its files again."""
 
     code, status = "MODEL_UNUSABLE", 500
+
+
+class BrokenWeights(JobFailed):
+    """The weight file {} cannot be used: {}. Only whole safetensors files are: get it again, or another one."""
+
+    code, status = "MODEL_UNUSABLE", 500
+
+
+class BadPicture(JobFailed):
+    """The picture {} cannot be used: {}. {}."""
+
+    code, status = "INVALID_PARAMETERS", 422
 
 
 class PromptTooLong(JobFailed):

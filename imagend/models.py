@@ -1,4 +1,8 @@
-"""models/: which models there are, their digests and native size. Names are keys into a listing, never paths."""
+"""models/: which models there are, their digests and native size. Names are keys into a listing, never paths.
+
+A job's text is compared with what the listing found, so it cannot lead anywhere. Links are followed: models/ is the
+operator's, who keeps models on other disks, and the Hugging Face cache is made of links.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagend import files
+from imagend import files, weights
 from imagend.errors import BrokenModel, UnknownModel
 
 EMBEDDED = "shapes-xl"
@@ -57,7 +61,7 @@ class Models:
     def digests(self, model: Model) -> dict[str, str]:
         """SHA-256 of each weight file by its path in the model's folder; hashed once while it is unchanged."""
         found = {}
-        for path in sorted(model.path.rglob("*.safetensors")):
+        for path in _weight_files(model):
             status = path.stat()
             key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if key not in self._digests:
@@ -65,6 +69,25 @@ class Models:
                     self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
             found[path.relative_to(model.path).as_posix()] = self._digests[key]
         return found
+
+    def check(self, model: Model) -> None:
+        """The gate before a library opens the model: its weights are what they say, and nothing in it is unpickled.
+
+        Raises BrokenModel, BrokenWeights.
+        """
+        for path in _weight_files(model):
+            weights.read_header(path, f"{model.name}/{path.relative_to(model.path).as_posix()}")
+        for path in sorted(model.path.glob("*/*.index.json")):  # which file each tensor of a split model is in
+            places = _read(path).get("weight_map")
+            for place in places.values() if isinstance(places, dict) else (places,):
+                if not (isinstance(place, str) and place.endswith(".safetensors") and "/" not in place):
+                    where = path.relative_to(model.path).as_posix()
+                    raise BrokenModel(model.name, f"{where} names {ascii(place)[:60]}, no safetensors file beside it")
+        for path in sorted(model.path.glob("*/config.json")):
+            if "transformers_weights" in _read(path):  # it would send the library to a file that was not judged here
+                raise BrokenModel(model.name, f"{path.parent.name}/config.json has the setting `transformers_weights`")
+        for path in sorted(model.path.glob("*/adapter_config.json")):  # its weights may be a pickle
+            raise BrokenModel(model.name, f"{path.parent.name} has an adapter, which is not supported")
 
     def install_embedded(self) -> bool:
         """Put the model that imagend carries under models/diffusers/, where it is missing; True if it was."""
@@ -87,6 +110,11 @@ def digest(digests: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode()).hexdigest()
 
 
+def _weight_files(model: Model) -> list[Path]:
+    """Those that diffusers may load: it looks no deeper. Unlike rglob(), glob() looks into folders that are links."""
+    return sorted((*model.path.glob("*.safetensors"), *model.path.glob("*/*.safetensors")))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
@@ -94,6 +122,6 @@ def _read(path: Path) -> dict[str, Any]:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # ours is the shortage, not the model's
             raise
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

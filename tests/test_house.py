@@ -41,7 +41,7 @@ WORDS = {
     "config",
     "rights",
 }
-SHELVES = {"files", "inbox", "spool", "outputs", "models"}
+SHELVES = {"files", "inbox", "spool", "outputs", "models", "weights"}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
@@ -49,8 +49,9 @@ HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safete
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
+    "models": WORDS | {"files", "weights"},
     "daemon": WORDS | SHELVES | {"daemon"},
-    "worker": WORDS | {"models", "worker"},
+    "worker": WORDS | {"files", "models", "worker"},
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
     "logs": set[str](),

@@ -49,7 +49,7 @@ class Pipelines:
     def get(self, name: str, loading: Callable[[], None]) -> Any:
         """The pipeline of a model; `loading` is called before a load, which takes seconds to minutes.
 
-        Raises UnknownModel, BrokenModel.
+        Raises UnknownModel, BrokenModel, BrokenWeights.
         """
         model = self.models.find(name)
         if self._pipe is None or self.model != model:
@@ -61,6 +61,7 @@ class Pipelines:
         self._pipe, self.model = None, None
         if self.device != "cpu":
             torch.cuda.empty_cache()
+        self.models.check(model)
         try:
             pipe = StableDiffusionXLPipeline.from_pretrained(
                 model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False

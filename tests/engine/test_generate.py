@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from engine_conftest import EMBEDDED, REF, Painter
 from PIL import Image
 
-from imagend.errors import BrokenModel
+from imagend.errors import BrokenModel, BrokenWeights
 from imagend.job import Outcome
 from imagend.messages import Progress, Run
 from imagend.models import Models
@@ -266,8 +268,50 @@ def test_a_broken_model_names_itself(tmp_path: Path, component: str, harm: str) 
             weights.unlink()
         case "nonsense":
             weights.write_bytes(b"no tensors here")
-    with pytest.raises(BrokenModel, match="'broken'"):
+    with pytest.raises((BrokenModel, BrokenWeights), match=r"'broken'| broken/"):
         Pipelines("cpu", Models(tmp_path)).get("broken", lambda: None)
+
+
+class Canary:
+    """Sings when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+@pytest.mark.parametrize("disguise", [".bin", ".safetensors", "both", "index", "adapter"])
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, disguise: str) -> None:
+    """Not even with torch's weights_only, which has been got around before (CVE-2025-32434)."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    folder = tmp_path / "diffusers" / "evil" / component
+    shutil.copytree(EMBEDDED, folder.parent, ignore=shutil.ignore_patterns("*.py", "*.png"))
+    (weights,) = folder.glob("*.safetensors")
+    evil = pickle.dumps(Canary(str(tmp_path / "sang")), 4)
+    name = "pytorch_model.bin" if component == "text_encoder" else "diffusion_pytorch_model.bin"
+    match disguise:
+        case ".bin":
+            weights.unlink()
+            (folder / name).write_bytes(evil)
+        case ".safetensors":
+            weights.write_bytes(evil)
+        case "both":
+            weights.write_bytes(weights.read_bytes()[:1000])
+            (folder / name).write_bytes(evil)
+        case "index":
+            weights.unlink()
+            index = {"metadata": {"total_size": 1}, "weight_map": {"a": name}}
+            (folder / f"{weights.name}.index.json").write_text(json.dumps(index))
+            (folder / name).write_bytes(evil)
+        case "adapter":
+            (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
+            (folder / "adapter_model.bin").write_bytes(evil)
+    with pytest.raises((BrokenModel, BrokenWeights)):
+        Pipelines("cpu", Models(tmp_path)).get("evil", lambda: None)
+    assert not (tmp_path / "sang").exists()
 
 
 @pytest.mark.parametrize("trouble", [torch.OutOfMemoryError("no memory"), torch.AcceleratorError("lost", 700)])

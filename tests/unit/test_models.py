@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz.targets import safetensors
 
 from imagend import models as module
-from imagend.errors import BrokenModel, UnknownModel
+from imagend.errors import BrokenModel, BrokenWeights, UnknownModel
 from imagend.models import EMBEDDED, Model, Models, digest
 
 
@@ -151,6 +152,75 @@ def test_a_weight_file_is_hashed_once_until_it_changes(models: Models, monkeypat
     fresh.rename(path)  # of one size and time; the inode is another
     assert models.digests(model) == {"unet/a.safetensors": hashlib.sha256(b"six").hexdigest()}
     assert len(hashed) == 3
+
+
+# check: the gate before a library opens a model
+
+
+WEIGHTS = safetensors({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, bytes(4))
+
+
+@pytest.fixture
+def whole(models: Models) -> Model:
+    """A model with a split unet, all in order."""
+    folder = make(models, "xl")
+    (folder / "unet" / "x-1.safetensors").write_bytes(WEIGHTS)
+    (folder / "vae" / "x.safetensors").write_bytes(WEIGHTS)
+    (folder / "vae" / "x.bin").write_bytes(b"never looked at")
+    (folder / "unet" / "x.safetensors.index.json").write_text('{"weight_map": {"a": "x-1.safetensors"}}')
+    models.check(models.find("xl"))
+    return models.find("xl")
+
+
+@pytest.mark.parametrize("folder", ["unet", "vae", "a component nobody knows", "."])
+def test_every_weight_file_is_judged_and_named(models: Models, whole: Model, folder: str) -> None:
+    (whole.path / folder).mkdir(exist_ok=True)
+    (whole.path / folder / "model.safetensors").write_bytes(WEIGHTS[:-1])
+    with pytest.raises(BrokenWeights) as caught:
+        models.check(whole)
+    where = Path("xl", folder, "model.safetensors")
+    assert str(caught.value).startswith(
+        f"The weight file {where} cannot be used: its tensors need 4 bytes, but 3 follow"
+    )
+
+
+def test_a_component_on_another_disk_is_judged_and_hashed(models: Models, whole: Model, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "x.safetensors").write_bytes(WEIGHTS)
+    (whole.path / "linked").symlink_to(tmp_path / "disk")
+    models.check(whole)
+    assert models.digests(whole)["linked/x.safetensors"] == hashlib.sha256(WEIGHTS).hexdigest()
+    (tmp_path / "disk" / "x.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(BrokenWeights, match=r"xl/linked/x\.safetensors cannot be used"):
+        models.check(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("unet/x.safetensors.index.json", '{"weight_map": {"a": "x.bin"}}', "names 'x.bin'"),
+        ("unet/x.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}', "names '../../x.safet"),
+        ("unet/x.safetensors.index.json", '{"weight_map": {"a": 1}}', "names 1"),
+        ("unet/x.safetensors.index.json", '{"weight_map": []}', "names []"),
+        ("unet/x.safetensors.index.json", "[" * 100_000, "names None"),
+        ("vae/config.json", '{"transformers_weights": "x/y.safetensors"}', "the setting `transformers_weights`"),
+        ("vae/adapter_config.json", "{}", "vae has an adapter"),
+    ],
+)
+def test_nothing_that_was_not_judged_is_loaded(
+    models: Models, whole: Model, file: str, content: str, says: str
+) -> None:
+    (whole.path / file).write_text(content)
+    with pytest.raises(BrokenModel) as caught:
+        models.check(whole)
+    assert says in str(caught.value)
+    assert "'xl'" in str(caught.value)
+
+
+def test_a_listing_survives_a_description_that_is_nested_without_end(models: Models) -> None:
+    make(models, "deep", model_index="[" * 100_000)
+    make(models, "xl")
+    assert models.list() == ["xl"]
 
 
 def test_one_digest_for_all_is_that_of_sha256sums_lines() -> None:
