@@ -33,6 +33,9 @@ class NullPainter:
 
     def kill(self, worker: str) -> None: ...
 
+    def memory_mb(self, worker: str) -> float | None:
+        return None
+
     def send(self, worker: str, message: Message) -> None:
         if isinstance(message, Run):
             data = bytes(1024)
