@@ -37,6 +37,9 @@ class NullPainter:
     def kill(self, worker: str) -> None:
         self._mailbox.put(Died(worker, -9))
 
+    def memory_mb(self, worker: str) -> float | None:
+        return None
+
     def send(self, worker: str, message: Message) -> None:
         if isinstance(message, Stop):
             self._mailbox.put(Died(worker, 0))

@@ -48,7 +48,7 @@ class Progress(Frozen):
 
     type: Literal["progress"] = "progress"
     job: Ref
-    stage: str
+    stage: str = Field(max_length=64)  # it stands in status.json
     picture: int = 0
     pictures: int = 0
     step: int = 0
@@ -94,7 +94,9 @@ class Ended(Frozen):
         return self
 
 
-Message = Run | Cancel | Stop | Ready | Progress | Ended
+Order = Run | Cancel | Stop
+Word = Ready | Progress | Ended
+Message = Order | Word
 _adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
@@ -106,3 +108,11 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     """Raises ValueError on anything that is not one of the six messages."""
     return _adapter.validate_json(line)
+
+
+def decode_word(line: bytes) -> Word:
+    """What a worker may say. Raises ValueError on anything else, orders included."""
+    message = decode(line)
+    if isinstance(message, Order):
+        raise ValueError(f"a worker does not say {message.type}")
+    return message

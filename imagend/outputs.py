@@ -12,11 +12,10 @@ import grp
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from imagend.job import Artifact, Manifest, Ref
 
 MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
-_ARTIFACT = re.compile(r"[0-9]{4}\.png")
+MAX_PICTURE_BYTES = 64 << 20
+"""Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
 _TAIL_BYTES = 1 << 20
 
 
@@ -68,14 +68,17 @@ class Outputs:
     def draft(self, ref: Ref) -> Path:
         """The folder for a worker to write into; it may hold pictures of an earlier attempt."""
         folder = self._folder_of(ref.client, self._drafts) / ref.id
+        if folder.is_symlink() or folder.is_file():  # a worker's doing: we would sweep where the link leads
+            folder.unlink()
         folder.mkdir(0o750, exist_ok=True)
         return folder
 
-    def seal(self, ref: Ref, artifacts: Iterable[Artifact], count: int) -> None:
-        """Check that `count` artifacts are there as told; drop all else. Raises MissingOutput, or DiskLost."""
+    def seal(self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int]) -> None:
+        """Check that one artifact per seed is there as told; drop all else. Raises MissingOutput, or DiskLost."""
         folder = self.draft(ref)
         artifacts = tuple(artifacts)
-        if len({artifact.file for artifact in artifacts}) != count:
+        told = [(artifact.file, artifact.seed) for artifact in artifacts]
+        if told != [(f"{index:04d}.png", seed) for index, seed in enumerate(seeds)]:
             raise MissingOutput(f"{len(artifacts):04d}.png")
         for artifact in artifacts:
             try:
@@ -158,7 +161,7 @@ class Outputs:
         """Remove the drafts of jobs that are neither queued nor running."""
         for folder in self._drafts.glob("*/*"):
             if Ref(folder.parent.name, folder.name) not in alive:
-                shutil.rmtree(folder)
+                _discard(folder)
 
 
 def _give(folder: Path, group: str) -> None:
@@ -179,20 +182,16 @@ def _id(line: bytes) -> Any:
 
 def _checked(folder: Path, artifact: Artifact) -> bytes:
     """The bytes of a picture that is as it was told."""
-    path = folder / artifact.file
-    if not _ARTIFACT.fullmatch(artifact.file) or not _is_regular(path) or path.stat().st_size != artifact.size:
+    if not 0 <= artifact.size <= MAX_PICTURE_BYTES:
         raise MissingOutput(artifact.file)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != artifact.sha256:
+    try:
+        data, status = files.read_untrusted(folder / artifact.file, artifact.size)
+    except (FileNotFoundError, PermissionError, files.NotOrdinary):
+        raise MissingOutput(artifact.file) from None
+    as_told = len(data) == artifact.size and hashlib.sha256(data).hexdigest() == artifact.sha256
+    if not as_told or status.st_nlink != 1:  # by another name, it could be changed after it was published
         raise MissingOutput(artifact.file)
     return data
-
-
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _discard(path: Path) -> None:

@@ -18,6 +18,7 @@ class FakeExecutor:
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
         self.runs: list[Run] = []
+        self.held_mb: float | None = None
 
     def slots(self) -> Mapping[str, str]:
         return {"cpu0": "cpu"}
@@ -27,6 +28,9 @@ class FakeExecutor:
 
     def kill(self, worker: str) -> None:
         self.mailbox.put(Died(worker, -9))
+
+    def memory_mb(self, worker: str) -> float | None:
+        return self.held_mb
 
     def send(self, worker: str, message: Message) -> None:
         match message:

@@ -12,7 +12,7 @@ from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.daemon.slots import Running
 from imagend.daemon.turn import Turn
-from imagend.errors import DiskLost, ImagendError, MissingOutput
+from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput
 from imagend.job import Job, Outcome
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
@@ -31,8 +31,10 @@ class Aftermath:
         """The worker says that the attempt is over."""
         if ended.outcome is Outcome.SUCCEEDED:
             self.disk.owe(partial(self.publish, running, ended, max_attempts))
-        elif ended.outcome is Outcome.CANCELLED or running.cancelled:
+        elif running.cancelled:
             self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
+        elif ended.outcome is Outcome.CANCELLED:
+            self.fail(running, Failure.of(Bug("the worker gave up, unasked")), max_attempts, ended)
         else:
             assert ended.failure is not None
             if ended.failure.traceback:
@@ -53,7 +55,7 @@ class Aftermath:
         ref = running.job.ref
         try:
             if not self.outputs.ended(ref):
-                self.outputs.seal(ref, ended.artifacts, len(running.spec.seeds or ()))
+                self.outputs.seal(ref, ended.artifacts, running.spec.seeds or ())
         except DiskLost as error:
             self.fail(running, Failure.of(error), max_attempts)
         except MissingOutput as error:

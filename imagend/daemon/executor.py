@@ -58,3 +58,6 @@ class Executor(Protocol):
 
     def kill(self, worker: str) -> None:
         """The worker's Died will follow, also if it was dead already."""
+
+    def memory_mb(self, worker: str) -> float | None:
+        """Memory (MiB) that the worker holds; None if that cannot be told."""

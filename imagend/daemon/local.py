@@ -1,16 +1,21 @@
 """Workers as child processes of this machine, one per slot, each at the other end of a socket pair.
 
 A worker's stdout and stderr are the daemon's stderr: libraries print, and last words belong in the log.
+A worker leads a process group: what it has started dies with it, and cannot keep its slot or its device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -20,14 +25,53 @@ from imagend.daemon.executor import Died, Heard, Mailbox
 
 log = structlog.get_logger()
 
+MAX_WORDS_PER_S = 5_000
+"""A worker that says more is broken: one that paints says ten, and the loop must have time for the others."""
+
 _CANNOT_START = 71  # EX_OSERR
+_MB = 1 << 20
+
+
+class Babble(ValueError):
+    """More words than anyone can hear."""
+
+
+@dataclass(frozen=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    ours: socket.socket
+
+    def kill(self) -> None:
+        if self.process.returncode is None:  # until wait() has reaped it, its number stays its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """Wait until it has exited, then end the line: somebody it has started may still hold the other end.
+
+        What was said before is still heard: shutdown() on a Unix socket drops nothing that was sent (unix(7)).
+        """
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(OSError):
+            self.ours.shutdown(socket.SHUT_RD)
+
+    def words(self) -> Iterator[messages.Word]:
+        """What it says, until it is gone. Raises ValueError if it talks nonsense, or too much."""
+        second, said = 0, 0
+        with self.ours.makefile("rb") as lines:
+            while line := lines.readline(messages.MAX_LINE_BYTES):
+                now = int(time.monotonic())
+                second, said = now, said + 1 if now == second else 1
+                if said > MAX_WORDS_PER_S:
+                    raise Babble
+                yield messages.decode_word(line)
 
 
 class LocalExecutor:
     def __init__(self, devices: Mapping[str, str], models: Path, mailbox: Mailbox, command: Sequence[str] = ()) -> None:
         self._devices, self._models, self._mailbox = devices, models, mailbox
         self._command = tuple(command) or (sys.executable, "-m", "imagend.worker")
-        self._children: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+        self._children: dict[str, _Child] = {}
 
     def slots(self) -> Mapping[str, str]:
         return self._devices
@@ -42,31 +86,47 @@ class LocalExecutor:
     def _start(self, worker: str) -> None:
         ours, theirs = socket.socketpair()
         arguments = ("--fd", str(theirs.fileno()), "--device", self._devices[worker], "--models", str(self._models))
-        child = subprocess.Popen(
-            (*self._command, *arguments),
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-        )
-        theirs.close()
-        self._children[worker] = child, ours
-        threading.Thread(target=self._listen, args=(worker, child, ours), name=f"listen-{worker}", daemon=True).start()
+        with theirs:
+            process = subprocess.Popen(
+                (*self._command, *arguments),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                process_group=0,
+            )
+        self._children[worker] = child = _Child(process, ours)
+        threading.Thread(target=self._listen, args=(worker, child), name=f"listen-{worker}", daemon=True).start()
 
     def send(self, worker: str, message: messages.Message) -> None:
         with contextlib.suppress(OSError):  # it just died; Died is on its way
-            self._children[worker][1].sendall(messages.encode(message))
+            self._children[worker].ours.sendall(messages.encode(message))
 
     def kill(self, worker: str) -> None:
         if worker in self._children:
-            self._children[worker][0].kill()
+            self._children[worker].kill()
 
-    def _listen(self, worker: str, child: subprocess.Popen[bytes], ours: socket.socket) -> None:
+    def memory_mb(self, worker: str) -> float | None:
+        """Resident memory of the worker's process (proc(5), statm); what it has started is not counted."""
         try:
-            with ours, ours.makefile("rb") as lines:
-                while line := lines.readline(messages.MAX_LINE_BYTES):
-                    self._mailbox.put(Heard(worker, messages.decode(line)))
-        except (OSError, ValueError):  # it is gone, or talks nonsense
-            log.info("a worker said its last word", worker=worker)
+            pages = int(Path(f"/proc/{self._children[worker].process.pid}/statm").read_text().split()[1])
+        except (KeyError, OSError):
+            return None
+        return pages * os.sysconf("SC_PAGE_SIZE") / _MB
+
+    def _listen(self, worker: str, child: _Child) -> None:
+        waiter = threading.Thread(target=child.hang_up, name=f"wait-{worker}", daemon=True)
+        waiter.start()
+        try:
+            for word in child.words():
+                self._mailbox.put(Heard(worker, word))
+        except OSError:
+            log.info("a worker's line broke", worker=worker)
+        except Babble:
+            log.error("a worker is killed: it talks without end", worker=worker)
+        except ValueError:  # not which: a prompt may stand in it
+            log.error("a worker is killed: it talks nonsense", worker=worker)
         finally:
             child.kill()
-            self._mailbox.put(Died(worker, child.wait()))
+            waiter.join()  # it must see the exit before wait() takes it away
+            child.ours.close()
+            self._mailbox.put(Died(worker, child.process.wait()))

@@ -136,7 +136,7 @@ class Daemon:
         """Sleep until something happens or it is time to look around, then handle all that has happened."""
         try:
             self.handle(self.mailbox.get(timeout=self._patience_s()))
-            while True:
+            for _ in range(self.mailbox.qsize()):  # no more: who talks without end must not keep us from looking
                 self.handle(self.mailbox.get_nowait())
         except queue.Empty:
             pass
@@ -235,9 +235,9 @@ class Daemon:
 
     def bury(self, slot: Slot, exit_status: int) -> None:
         """A worker is dead: what becomes of its job, and when does the next one start?"""
-        running = slot.died(self.clock())
+        expected, running = slot.leaving, slot.died(self.clock())
         cause = slot.cause_of_death(exit_status, running.attempt if running else 0)
-        if not self.stopping:
+        if not (self.stopping or expected):
             log.error("worker died", worker=slot.name, why=str(cause), deaths=slot.deaths)
         if running:
             self.aftermath.died(running, cause, self.stopping, self.settings.config.max_attempts)

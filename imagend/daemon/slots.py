@@ -6,12 +6,16 @@ import signal
 from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
+
 from imagend.config import Config
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import ImagendError, TimeLimit, WorkerDied, WorkerSilent
 from imagend.job import Generate, Job, Ref
-from imagend.messages import Cancel, Progress
+from imagend.messages import Cancel, Progress, Stop
+
+log = structlog.get_logger()
 
 NEVER = float("inf")
 
@@ -39,30 +43,49 @@ class Slot:
     up: bool = False
     ready: bool = False
     running: Running | None = None
+    painted: int = 0  # jobs since its worker was started
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
     killed: ImagendError | None = None  # why, if it was us
+    leaving: bool = False  # we asked it to, between two jobs: no death
 
     @property
     def state(self) -> str:
         if not self.up:
             return "down"
-        if not self.ready or self.killed:  # the dying get no new job, even if the last one ended in time
+        if (
+            not self.ready or self.killed or self.leaving
+        ):  # the dying get no new job, even if the last one ended in time
             return "booting"
         return "busy" if self.running else "idle"
 
     def tend(self, executor: Executor, config: Config, now: float) -> None:
         """Start what is down and due, kill what is silent or late. Called at every look around."""
         if self.state == "down" and now >= self.deadline:
-            self.up, self.deadline = True, now + config.boot_limit_s
+            self.up, self.deadline, self.painted = True, now + config.boot_limit_s, 0
             executor.start(self.name)
         elif self.state == "booting" and now > self.deadline:
-            self._kill(executor, WorkerSilent(self.name, config.boot_limit_s, "boot_limit_s"))
+            limit = "stop_grace_s" if self.leaving else "boot_limit_s"
+            self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
+        elif self.state == "idle" and self.painted:
+            self._renew(executor, config, now)
         elif self.running and now > self.running.until:
             self._kill(executor, TimeLimit(config.time_limit_s))
         elif self.running and now > self.deadline:
             limit = "cancel_grace_s" if self.running.cancelled else "silence_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
+
+    def _renew(self, executor: Executor, config: Config, now: float) -> None:
+        """Ask a worker that has done its share, or has grown, to make room for a new one. Never one that paints."""
+        if 0 < config.max_jobs_per_worker <= self.painted:
+            why = f"it has painted {self.painted} jobs (max_jobs_per_worker)"
+        elif config.worker_memory_mb and (held := executor.memory_mb(self.name) or 0.0) > config.worker_memory_mb:
+            why = f"it holds {held:.0f} MB of memory (worker_memory_mb)"
+        else:
+            return
+        log.info("a worker is replaced", worker=self.name, why=why)
+        self.leaving, self.deadline = True, now + config.stop_grace_s
+        executor.send(self.name, Stop())
 
     def _kill(self, executor: Executor, why: ImagendError) -> None:
         self.killed, self.deadline = why, NEVER
@@ -92,6 +115,7 @@ class Slot:
     def ended(self) -> Running:
         """Hand back the job that the worker says has ended."""
         running, self.running, self.deaths = self.running, None, 0
+        self.painted += 1
         assert running is not None  # holds() said so
         return running
 
@@ -101,8 +125,8 @@ class Slot:
 
     def died(self, now: float) -> Running | None:
         """Empty the slot and hand back the job it held, if any."""
-        self.deaths += 1
-        self.up = self.ready = False
+        self.deaths += not self.leaving
+        self.up = self.ready = self.leaving = False
         self.deadline = now + restart_delay_s(self.deaths)
         running, self.running = self.running, None
         return running

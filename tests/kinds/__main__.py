@@ -1,9 +1,13 @@
-"""python tests/kinds: the real serve(), with the kinds of this folder. KINDS=stillborn dies before it is ready."""
+"""python tests/kinds: the real serve(), with the kinds of this folder.
+
+KINDS=stillborn dies before it is ready, KINDS=asleep never gets ready.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -21,6 +25,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if os.environ.get("KINDS") == "stillborn":
         os._exit(7)
+    if os.environ.get("KINDS") == "asleep":
+        signal.pause()
     connection = socket.socket(fileno=arguments.fd)
     engine = SimpleNamespace(device=arguments.device, versions={}, connection=connection)
     serve(connection, engine, package="kinds")  # type: ignore[arg-type]

@@ -124,20 +124,20 @@ def test_seal_keeps_what_was_told_of_and_nothing_else(outputs: Outputs, tmp_path
     precious.mkdir()
     (precious / "file").touch()
     (folder / "link").symlink_to(precious)
-    outputs.seal(REF, [artifact("0000.png"), artifact("0001.png")], 2)
+    outputs.seal(REF, [artifact("0000.png"), artifact("0001.png")], [7, 7])
     assert names(folder) == ["0000.png", "0001.png"]
     assert names(precious) == ["file"]
 
 
 def test_seal_refuses_what_is_missing(outputs: Outputs) -> None:
     with pytest.raises(MissingOutput, match=r"0000\.png"):
-        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.seal(REF, [artifact("0000.png")], [7])
 
 
 def test_seal_refuses_changed_bytes(outputs: Outputs) -> None:
     (outputs.draft(REF) / "0000.png").write_bytes(b"PICTURE")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.seal(REF, [artifact("0000.png")], [7])
 
 
 @pytest.mark.parametrize("shown", [["0000.png"], ["0000.png"] * 2, ["0000.png", "0001.png", "0002.png"]])
@@ -145,7 +145,7 @@ def test_seal_refuses_another_number_than_was_asked_for(outputs: Outputs, shown:
     for name in shown:
         (outputs.draft(REF) / name).write_bytes(b"picture")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(name) for name in shown], 2)
+        outputs.seal(REF, [artifact(name) for name in shown], [7, 7])
 
 
 @pytest.mark.parametrize("kind", ["symlink", "folder", "pipe"])
@@ -160,7 +160,7 @@ def test_seal_refuses_what_is_no_regular_file(outputs: Outputs, tmp_path: Path, 
         case "pipe":
             os.mkfifo(path)
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.seal(REF, [artifact("0000.png")], [7])
 
 
 @pytest.mark.parametrize("name", ["../0000.png", "manifest.json", "0000.PNG", "0000.png\n", "00000.png", "", "."])
@@ -169,14 +169,14 @@ def test_seal_refuses_names_that_no_worker_may_choose(outputs: Outputs, name: st
     if not path.is_dir():
         path.write_bytes(b"picture")  # the name alone must not pass
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(name)], 1)
+        outputs.seal(REF, [artifact(name)], [7])
 
 
 def test_seal_refuses_an_absolute_name(outputs: Outputs, tmp_path: Path) -> None:
     path = tmp_path / "0000.png"
     path.write_bytes(b"picture")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(str(path))], 1)
+        outputs.seal(REF, [artifact(str(path))], [7])
 
 
 # Publishing
@@ -236,12 +236,12 @@ def test_what_an_fsync_refused_is_written_anew_before_it_is_published(
     refused = picture.stat().st_ino
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", refusing("0000.png"))
-        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.seal(REF, [artifact("0000.png")], [7])
         with pytest.raises(OSError, match="Input/output"):
             outputs.publish(REF, manifest(REF, artifact("0000.png")))
     assert not outputs.ended(REF)
     assert picture.stat().st_ino == refused
-    outputs.seal(REF, [artifact("0000.png")], 1)
+    outputs.seal(REF, [artifact("0000.png")], [7])
     assert picture.stat().st_ino != refused
     outputs.publish(REF, manifest(REF, artifact("0000.png")))
     assert (outputs.root / "alice" / REF.id / "0000.png").read_bytes() == b"picture"
@@ -258,7 +258,7 @@ def test_a_picture_that_the_disk_refused_and_lost_is_painted_again(
             outputs.publish(REF, manifest(REF, artifact("0000.png")))
     picture.write_bytes(b"garbage")  # what the disk really holds
     with pytest.raises(DiskLost, match=r"0000\.png"):
-        outputs.seal(REF, [artifact("0000.png")], 1)
+        outputs.seal(REF, [artifact("0000.png")], [7])
 
 
 def test_a_result_whose_last_sync_failed_is_synced_when_it_is_published_again(
