@@ -37,6 +37,7 @@ outputs: disk/outputs
 inboxes: [mail/inbox]
 workers: {cpu0: cpu, cpu1: cpu}
 max_attempts: 10
+reserve_mb: 0
 """
 
 
