@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 from conftest import CLIENT, Home, make_home, run_until_idle
 from fakes import FakeExecutor
 from lab.drill import Ledger, Letter, load_plan, save_plan
@@ -120,8 +121,8 @@ class Judge:
 
     @contextlib.contextmanager
     def daemon(self, executor: Callable[[Mailbox], Painter]) -> Iterator[Daemon]:
-        """One whose own life nobody cuts: its syncs would only cost time."""
-        with pytest.MonkeyPatch.context() as patch:
+        """One whose own life nobody cuts: its syncs would only cost time. What it has to say is in its files."""
+        with pytest.MonkeyPatch.context() as patch, structlog.testing.capture_logs():
             patch.setattr(os, "fsync", lambda fd: None)
             daemon = self.home.daemon(executor)
             try:

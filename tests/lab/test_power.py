@@ -5,12 +5,10 @@ In the short form everywhere where file systems can be mounted; with more moment
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import structlog
 from lab import images
 from lab.drill import Drill, Ledger
 from lab.powercut import Judge, make_root, write_letters
@@ -19,15 +17,6 @@ from lab.victim import NEVER_SYNC
 from imagend.signing import Key
 
 pytestmark = pytest.mark.skipif(images.missing() is not None, reason=f"no power cuts: {images.missing()}")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """What the many daemons that recover have to say is in their files."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.configure(**before)
 
 
 class Cuts:
