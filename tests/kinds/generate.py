@@ -11,7 +11,7 @@ from typing import Any
 
 from fakes import paint
 
-from imagend.errors import UnsupportedSetting
+from imagend.errors import NoSpace, UnsupportedSetting
 from imagend.job import Artifact
 
 
@@ -53,4 +53,7 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
             for step in range(spec["num_inference_steps"]):
                 context.progress("painting", 0, 1, step, spec["num_inference_steps"])
                 time.sleep(0.01)  # stands for work
-    return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+    try:
+        return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+    except OSError as error:
+        raise NoSpace(error.strerror) from None  # as the real one does

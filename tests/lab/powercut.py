@@ -26,6 +26,7 @@ from lab.drill import Ledger, Letter, load_plan, save_plan
 from imagend import config as configuration
 from imagend.daemon.executor import Mailbox
 from imagend.daemon.loop import Daemon
+from imagend.errors import Rejected
 from imagend.job import Ref
 from imagend.messages import Run
 from imagend.signing import Key, job_id, split
@@ -73,6 +74,18 @@ def write_letters(home: Home, jobs: int) -> list[Letter]:
         if "cancelled" in outcomes:
             plan.append(Letter(f"{id}.cancel.json", id, outcomes, cancels=True, late=True))
             (home.root / "letters" / plan[-1].name).write_bytes(home.sealed(kind="cancel", job=id, prompt=...))
+    save_plan(home.root, plan)
+    return plan
+
+
+def write_jobs(home: Home) -> list[Letter]:
+    """A few jobs that are painted as they are; the third takes a while."""
+    plan = []
+    for number in range(8):
+        fields = {"prompt": "take time", "num_inference_steps": 150} if number == 2 else {"prompt": "a picture"}
+        body = home.body(nonce=str(number), count=3, **fields)
+        plan.append(Letter(f"{job_id(CLIENT, body)}.json", job_id(CLIENT, body), ["succeeded"]))
+        (home.root / "letters" / plan[-1].name).write_bytes(home.seal(body))
     save_plan(home.root, plan)
     return plan
 
@@ -204,7 +217,7 @@ def split_or_nothing(raw: bytes) -> bytes:
     """A job's signed bytes; nothing where a job's file is torn."""
     try:
         return split(raw)[0]
-    except ValueError:
+    except Rejected:
         return b""
 
 

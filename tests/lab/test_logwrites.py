@@ -93,11 +93,11 @@ def recording(tmp_path: Path, key: Key) -> Iterator[Recording]:
 
 
 def test_power_is_cut_at_every_flush(recording: Recording) -> None:
-    recording.record(moments=15, seed=1)
+    recording.record(moments=40, seed=1)
     verdicts = list(recording.verdicts())
     assert [verdict for verdict in verdicts if verdict] == []
     assert len(verdicts) > 100
-    assert min(recording.judge.seen[state] for state in ("pending", "active", "done")) > 0
+    assert recording.judge.seen.keys() == {"pending", "active", "done"}
 
 
 def test_a_daemon_that_never_syncs_is_found_out(recording: Recording) -> None:
