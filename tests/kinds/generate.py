@@ -8,7 +8,7 @@ from typing import Any
 
 from fakes import paint
 
-from imagend.errors import OutOfMemory, UnsupportedSetting
+from imagend.errors import NoSpace, OutOfMemory, UnsupportedSetting
 from imagend.job import Artifact
 from kinds import deaths, lies, words
 
@@ -40,4 +40,7 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
 
 
 def painted(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
-    return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+    try:
+        return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+    except OSError as error:
+        raise NoSpace(error.strerror) from None  # as the real one does
