@@ -1,7 +1,7 @@
 """A farm: an NFS server, two hosts that submit, and imagend's daemon on the server or on a third host.
 
 Each is a guest with a kernel of its own. The export and the daemon's home lie on ext4 images, so they outlive a power
-cut. Leases and the grace after a restart of the server are 10 s here, 90 s by default.
+cut. Leases and the grace after a restart of the server are shorter here than the usual 90 s.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from imagend.signing import Key, job_id, seal
 LAB = Path(__file__).parent
 REPOSITORY = LAB.parents[1]
 PATIENCE_S = 240.0
-LEASE_S = 10
+GRACE_S = 10
 PYTHON = f"env PYTHONPATH={REPOSITORY} {sys.executable}"
 SENDERS = ("alice", "bob")
-EXPORT = f"""
+EXPORT = """
 set -e
 modprobe -d /run/kernel -a nfsd sch_netem
 mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk && mkdir -p /mnt/disk/.nfs-state /mnt/disk/drop/inbox
 mount --bind /mnt/disk/.nfs-state /var/lib/nfs/v4recovery
 touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 mount -t nfsd nfsd /proc/fs/nfsd
-echo {LEASE_S} > /proc/fs/nfsd/nfsv4leasetime; echo {LEASE_S} > /proc/fs/nfsd/nfsv4gracetime
+echo {lease_s} > /proc/fs/nfsd/nfsv4leasetime; echo {grace_s} > /proc/fs/nfsd/nfsv4gracetime
 echo '/mnt/disk/drop *(rw,sync,no_root_squash,no_subtree_check,fsid=0)' > /run/exports
 mount --bind /run/exports /etc/exports
 rpcbind; rpc.mountd; exportfs -ra; rpc.nfsd -N 3 4
@@ -52,11 +52,14 @@ LOCAL = f"{HOME}/local/inbox"  # the daemon's second inbox, on its own disk
 class Farm:
     """`with Farm(…) as farm`: all hosts are up and have mounted; serve() starts the daemon. Seeds tell jobs apart."""
 
-    def __init__(self, root: Path, third_host: bool, options: str = "vers=4.2", **settings: object) -> None:
+    def __init__(
+        self, root: Path, third_host: bool, options: str = "vers=4.2", lease_s: int = 10, **settings: object
+    ) -> None:
         self.root, self.third_host, self.options = root, third_host, options
         self.expected: dict[Ref, int] = {}  # the seed of each job whose sender was told that it is in the inbox
         self.uncertain: set[int] = set()  # seeds of jobs whose senders were told nothing, or of an error
         self.dropped_at: dict[Ref, float] = {}
+        self._export = EXPORT.format(lease_s=lease_s, grace_s=GRACE_S)
         self.network = Network()
         self.server = Guest("server", 1, self.network, [make_disk(root / "server.img")])
         self.host = Guest("third", 2, self.network, [make_disk(root / "third.img")]) if third_host else self.server
@@ -84,7 +87,7 @@ class Farm:
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(Guest.boot, self.guests))
-            self.server.run(f"{EXPORT}\n{NO_GRACE}")
+            self.server.run(f"{self._export}\n{NO_GRACE}")
             if self.third_host:
                 self.host.run("mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk")
             for guest in self.guests - {self.server}:
@@ -113,7 +116,7 @@ class Farm:
     def server_returns(self) -> None:
         """After a power cut of the server; a daemon that ran on it is not started."""
         self.server.boot()
-        self.server.run(EXPORT)
+        self.server.run(self._export)
 
     # The daemon
 

@@ -80,7 +80,7 @@ class Guest:
     def __init__(
         self, name: str, number: int, network: Network, disks: Sequence[Path] = (), memory: str = "320M"
     ) -> None:
-        self.name, self.address = name, f"10.9.0.{number}"
+        self.name, self.address, self.mac = name, f"10.9.0.{number}", f"02:00:00:00:00:{number:02x}"
         self._arguments = [
             "linux.uml",
             f"mem={memory}",
@@ -96,7 +96,7 @@ class Guest:
             f"umid={name}",
             "quiet",
             "random.trust_cpu=on",
-            f"eth0=daemon,02:00:00:00:00:{number:02x},unix,{network.socket}",
+            f"eth0=daemon,{self.mac},unix,{network.socket}",
             *(f"ubd{chr(ord('a') + index)}={disk}" for index, disk in enumerate(disks)),
             *(f"{key}={value}" for key, value in self._environment().items()),
         ]
