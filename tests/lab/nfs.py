@@ -25,14 +25,15 @@ from imagend.signing import Key, job_id, seal
 
 LAB = Path(__file__).parent
 REPOSITORY = LAB.parents[1]
-PATIENCE_S = 240.0
+PATIENCE_S = 120.0
 GRACE_S = 10
 PYTHON = f"env PYTHONPATH={REPOSITORY} {sys.executable}"
 SENDERS = ("alice", "bob")
+MOUNT_DISK = "mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk"
 EXPORT = """
 set -e
 modprobe -d /run/kernel -a nfsd sch_netem
-mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk && mkdir -p /mnt/disk/.nfs-state /mnt/disk/drop/inbox
+mkdir -p /mnt/disk/.nfs-state /mnt/disk/drop/inbox
 mount --bind /mnt/disk/.nfs-state /var/lib/nfs/v4recovery
 touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 mount -t nfsd nfsd /proc/fs/nfsd
@@ -80,16 +81,22 @@ class Farm:
             (own / "config.yaml").write_text(f"inboxes: [{SHARED}]\nclient: {{name: {name}, key: key}}\n")
         (home / "keys").mkdir(parents=True)
         (home / "keys" / "allowed_signers").write_text(signers)
-        config = {"models": str(REPOSITORY / "models"), "inboxes": [self.inbox, LOCAL], "heartbeat_s": 1}
+        config = {
+            "models": str(REPOSITORY / "models"),
+            "inboxes": [self.inbox, LOCAL],
+            "heartbeat_s": 1,
+            "reserve_mb": 1,
+        }
         (home / "config.yaml").write_text(json.dumps(config | settings))
 
     def __enter__(self) -> Self:
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(Guest.boot, self.guests))
-            self.server.run(f"{self._export}\n{NO_GRACE}")
-            if self.third_host:
-                self.host.run("mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk")
+            for guest in {self.server, self.host}:
+                guest.run(MOUNT_DISK)
+            self.export()
+            self.server.run(NO_GRACE)
             for guest in self.guests - {self.server}:
                 self.mount(guest)
             self.host.run(f"mkdir -p {LOCAL} && cp -r {self.root}/home/. {HOME} && sync")
@@ -116,6 +123,10 @@ class Farm:
     def server_returns(self) -> None:
         """After a power cut of the server; a daemon that ran on it is not started."""
         self.server.boot()
+        self.server.run(MOUNT_DISK)
+        self.export()
+
+    def export(self) -> None:
         self.server.run(self._export)
 
     # The daemon
