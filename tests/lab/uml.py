@@ -1,8 +1,8 @@
 """Guests with kernels of their own, as ordinary processes: User-Mode Linux, its root the host's / over hostfs.
 
 So the same Python, the same packages and this repository run in each guest. Power is cut by SIGKILL of the guest's
-process group, a pause is SIGSTOP of its kernel. What shall survive a power cut lies on a disk image: hostfs is no file system for
-that. See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
+process group, a pause is SIGSTOP of its kernel. What shall survive a power cut lies on a disk image: hostfs is no file
+system for that. See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
 """
 
 from __future__ import annotations
