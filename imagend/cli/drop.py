@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from imagend import files, jobfile
@@ -39,7 +40,18 @@ def put(config: Config, raw: bytes, ref: Ref) -> Ref:
     inbox = config.inboxes[0]
     own = inbox / ref.client
     try:
-        files.write((own if own.is_dir() else inbox) / f"{ref.id}.json", raw)
+        _put(own if own.is_dir() else inbox, f"{ref.id}.json", raw)
     except OSError as error:
         raise UsageError(f"Cannot write to the inbox {inbox}: {error.strerror}. Run: imagend check") from None
     return ref
+
+
+def _put(folder: Path, name: str, raw: bytes) -> None:
+    """A rename that finds its own source gone was done: by us, but an NFS server restarted and could not say so, or by
+    another host that submits the same job. The daemon may have taken it in since."""
+    try:
+        files.write(folder / name, raw)
+    except FileNotFoundError as error:
+        if error.filename2 is None:
+            raise
+        files.sync(folder)

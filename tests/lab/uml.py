@@ -1,8 +1,8 @@
 """Guests with kernels of their own, as ordinary processes: User-Mode Linux, its root the host's / over hostfs.
 
 So the same Python, the same packages and this repository run in each guest. Power is cut by SIGKILL of the guest's
-process group, a pause is SIGSTOP. What shall survive a power cut lies on a disk image: hostfs is no file system for
-that. See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
+process group, a pause is SIGSTOP of its kernel. What shall survive a power cut lies on a disk image: hostfs is no file
+system for that. See https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Guest:
     def __init__(
         self, name: str, number: int, network: Network, disks: Sequence[Path] = (), memory: str = "320M"
     ) -> None:
-        self.name, self.address = name, f"10.9.0.{number}"
+        self.name, self.address, self.mac = name, f"10.9.0.{number}", f"02:00:00:00:00:{number:02x}"
         self._arguments = [
             "linux.uml",
             f"mem={memory}",
@@ -96,7 +96,7 @@ class Guest:
             f"umid={name}",
             "quiet",
             "random.trust_cpu=on",
-            f"eth0=daemon,02:00:00:00:00:{number:02x},unix,{network.socket}",
+            f"eth0=daemon,{self.mac},unix,{network.socket}",
             *(f"ubd{chr(ord('a') + index)}={disk}" for index, disk in enumerate(disks)),
             *(f"{key}={value}" for key, value in self._environment().items()),
         ]
@@ -164,26 +164,27 @@ class Guest:
         return done.out
 
     def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        """Stop the kernel. Its programs are its traced children and stop at their next system call; were they sent the
+        signal too, the kernel would meet it when it goes on, and panic.
+        """
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def powercut(self) -> None:
         """Power off at once; what the guest had not synced to its disks may be gone."""
         if self._process is not None:
-            self._signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 assert pipe is not None
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
             self._process = None
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
 
 def make_disk(path: Path, megabytes: int = 256) -> Path:
