@@ -6,9 +6,9 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, BrokenModel, BrokenWeights, BadPicture, PromptTooLong, UnsupportedSetting
-│   └── OutOfMemory, NoSpace, MissingOutput, TimeLimit, Bug
+│   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
-│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, DiskLost
+│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
 └── Fatal        the operator                             → exit status, status.json
     ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable
     └── UsageError, Unreachable
@@ -158,12 +158,6 @@ class OutOfMemory(JobFailed):
     code, status = "OUT_OF_MEMORY", 507
 
 
-class NoSpace(JobFailed):
-    """The pictures cannot be written: {}. The operator must make room under outputs/; then send the job again."""
-
-    code, status = "INSUFFICIENT_STORAGE", 507
-
-
 class MissingOutput(JobFailed):
     """The worker named the output {!r} but did not write it as told. This is a bug in imagend: please report it."""
 
@@ -204,6 +198,12 @@ class DaemonDied(TryAgain):
     """The daemon or its machine went down at attempt {}. See the log of that time."""
 
     code, status = "WORKER_DIED", 500
+
+
+class NoSpace(TryAgain):
+    """The pictures cannot be written: {}. The operator must make room under outputs/. Then send the job again."""
+
+    code, status = "INSUFFICIENT_STORAGE", 507
 
 
 class DiskLost(TryAgain):

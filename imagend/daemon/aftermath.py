@@ -12,7 +12,7 @@ from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.daemon.slots import Running
 from imagend.daemon.turn import Turn
-from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput
+from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput, NoSpace
 from imagend.job import Job, Outcome
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
@@ -39,6 +39,8 @@ class Aftermath:
             assert ended.failure is not None
             if ended.failure.traceback:
                 log.error("a worker met a bug", job=str(running.job.ref), traceback=ended.failure.traceback)
+            if ended.failure.error.code == NoSpace.code:
+                self.disk.refused("outputs", ended.failure.error.message)  # the next attempt needs it, too
             self.fail(running, ended.failure, max_attempts, ended)
 
     def died(self, running: Running, cause: ImagendError, stopping: bool, max_attempts: int) -> None:
@@ -62,6 +64,7 @@ class Aftermath:
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, running, ended, Failure.of(error)))
         else:
             self.ending.end(ref, Outcome.SUCCEEDED, running, ended)
+            self.disk.worked("outputs")
 
     def fail(self, running: Running, failure: Failure, max_attempts: int, ended: Ended | None = None) -> None:
         """An attempt failed; has the job?"""

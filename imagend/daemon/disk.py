@@ -49,7 +49,7 @@ class Disk:
     def worked(self, part: str) -> None:
         self._health.trouble(part, None)
 
-    def refused(self, part: str, error: OSError) -> None:
+    def refused(self, part: str, error: OSError | str) -> None:
         """Something could not be written or read: leave the disk alone for a while. `part` until it worked."""
         self._refusing, self.again_at = True, self._clock() + RETRY_S
         self._health.trouble(part, f"the disk refuses: {error}. Nothing is lost; it is tried again every second")

@@ -36,7 +36,7 @@ from imagend.daemon.recovery import recover
 from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
 from imagend.daemon.turn import Turn
-from imagend.errors import JobFailed, Rejected
+from imagend.errors import JobFailed, NoSpace, Rejected
 from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure, Message, Progress, Ready, Run, Stop
 from imagend.models import Models
@@ -227,7 +227,8 @@ class Daemon:
                 slot.progressed(message, self.settings.config, self.clock())
             case Ended() if slot.holds(message.job):
                 running = slot.ended()
-                if message.failure and (message.failure.traceback or message.failure.try_again):
+                failure = message.failure
+                if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
                     slot.retire(self.executor)
                 self.aftermath.ended(running, message, self.settings.config.max_attempts)
             case late:

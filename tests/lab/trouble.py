@@ -1,7 +1,7 @@
 """A disk that fails and is mended while the daemon works: nothing is lost, nothing is claimed, and all drains.
 
-python tests/lab/trouble.py FOLDER SPOIL MEND WORDS: the same in a guest, for which it knows the standard library alone.
-FOLDER is as for a drill; SPOIL and MEND are shell commands, run there; WORDS is what the kernel says, as in strerror(3).
+python tests/lab/trouble.py FOLDER SPOIL MEND WORDS: the same in a guest; it needs the standard library alone.
+FOLDER is as for a drill; SPOIL and MEND are shell commands, run there; WORDS is what the kernel says, strerror(3).
 """
 
 from __future__ import annotations
