@@ -95,6 +95,10 @@ CORPUS: dict[str, Callable[[bytes], bytes]] = {  # from a good body without its 
     "NUL": lambda good: good + b"\0",
     "another's name": lambda good: good + b',"client":"bob"',
     "a path as model": lambda good: good + b',"model":"../../etc/passwd"',
+    "a path as client": lambda good: (
+        good.split(b', "prompt"')[0].replace(b'"generate"', b'"cancel"')
+        + b',"job":"0123456789abcdef0123","client":"../active/alice"'
+    ),
     "a path as kind": lambda good: good.replace(b'"generate"', b'"../generate"'),
     "a module as kind": lambda good: good.replace(b'"generate"', b'"main"'),
     "64 KiB of names": lambda good: good + b"".join(b',"%x":1' % n for n in range(7000)),
@@ -214,7 +218,7 @@ def _inserted(chance: random.Random, raw: bytes, what: bytes) -> bytes:
     return raw[:at] + what + raw[at:]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_changed_file_is_accepted_as_another_job(home: Home, key: Key, seed: int) -> None:
     """250 files, each a good one changed once or twice; what still comes in is one of the good ones to the byte."""
     chance = random.Random(seed)
@@ -235,7 +239,7 @@ def test_no_changed_file_is_accepted_as_another_job(home: Home, key: Key, seed: 
     assert {signing.split(arrival.raw)[0] for arrival in arrivals} <= bodies
     assert all(arrival.item.ref.client == CLIENT for arrival in arrivals)
     errors = reasons(home)
-    assert len(errors) == 250 - len({arrival.path for arrival in arrivals})
+    assert len(errors) == 250 - len({arrival.name for arrival in arrivals})
     assert {error["code"] for error in errors.values()} <= {"UNAUTHORIZED", "INVALID_PARAMETERS"}
     assert len(errors) > 150
 
@@ -322,7 +326,7 @@ def test_a_fuzz_target_keeps_its_promise_on_its_seeds_and_their_neighbours(name:
     assert any(target(seed) for seed in found)
     chance = random.Random(name)
     for _ in range(400):
-        raw = chance.choice(found)
+        raw = chance.choice([seed for seed in found if seed])
         for _ in range(chance.randrange(1, 4)):
             raw = _inserted(chance, raw, chance.randbytes(2)) if chance.random() < 0.3 else _flipped(chance, raw)
         target(raw)

@@ -57,9 +57,11 @@ def job(raw: bytes) -> bool:
         _check_message(str(refusal))
         _check_message(json.dumps(refusal.detail), limit=16_000)
         return False
-    assert item.ref.client == "alice"
+    assert item.signer == "alice"
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@+-]*", item.ref.client)  # a cancel may name another's
     assert re.fullmatch(r"[0-9a-f]{20}", item.ref.id)
     if isinstance(item, Job):
+        assert item.ref.client == "alice"
         assert item.spec.model is None or re.fullmatch(NAME, item.spec.model)
         assert type(item.spec).model_validate_json(item.spec.model_dump_json()) == item.spec
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import subprocess
@@ -146,6 +147,7 @@ def test_only_an_ordinary_file_is_opened(tmp_path: Path, kind: str) -> None:
 # Limits, which must cost little to enforce
 
 
+@functools.cache
 def _packed(size: int) -> bytes:
     pack = zlib.compressobj(9)
     return b"".join(pack.compress(bytes(2**20)) for _ in range(size // 2**20)) + pack.flush()

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ BAD_HEADERS: dict[str, tuple[Any, str]] = {
     "metadata that are a list": ({"__metadata__": []}, "not an object of texts"),
     "a long text": ({"__metadata__": {"a": "x" * (MAX_METADATA_BYTES + 1)}}, "more than 1048576 bytes"),
     "half a character": ({"__metadata__": {"a": "\ud800"}}, "surrogates not allowed"),
+    "numbers without end": ({"a": [0] * 400_000}, "more than that of 20000 tensors"),
     "too deep": ({"a": [[[[]]]]}, "nested deeper than 3 levels"),
     "an endless number": ({"a": 10**5000}, "which nothing can be"),
     "not a number": ({"a": float("nan")}, "the number 'NaN'"),
@@ -167,6 +169,20 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path, case: str) -> None
     assert says in refusal(written(tmp_path, raw))
 
 
+@pytest.fixture
+def never_hang() -> Iterator[None]:
+    """Who waits at a pipe fails the test instead of stopping the run."""
+
+    def give_up(*_: object) -> None:
+        raise RuntimeError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -182,6 +198,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.usefixtures("never_hang")
 @pytest.mark.parametrize("case", NO_FILES)
 def test_what_is_no_file_holds_nobody_up(tmp_path: Path, case: str) -> None:
     make, says = NO_FILES[case]
