@@ -120,7 +120,7 @@ def test_a_worker_that_leaves_a_child_with_its_socket_is_noticed_and_buried(
         assert home.outcome(after) == "succeeded"
         with held.open() as lock:
             if prompt == "leave a child":  # it died with its worker
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                wait_for(lambda: _lockable(lock.fileno()))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(held.read_text()), signal.SIGKILL)
@@ -304,6 +304,14 @@ def test_workers_leave_when_the_daemon_is_killed(home: Home) -> None:
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
     assert _ends(worker)
+
+
+def _lockable(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _ends(pidfd: int) -> bool:
