@@ -318,6 +318,18 @@ def test_a_cancel_that_is_listed_long_before_its_job_finds_it(home: Home) -> Non
     assert home.outcome(ref) == "cancelled"
 
 
+def test_cancels_of_unknown_jobs_by_the_batch_are_refused_and_hold_nobody_up(home: Home) -> None:
+    for number in range(2 * MAX_BATCH):
+        home.drop(f"a{number:03}.json", kind="cancel", job="0" * 20, prompt=..., nonce=str(number))
+    ref = home.drop("z.json")
+    daemon = home.daemon()
+    run_until_idle(daemon)
+    assert home.outcome(ref) == "succeeded"
+    assert list(home.config.inboxes[0].iterdir()) == []
+    reasons = (home.config.inboxes[0].parent / "rejected").glob("*.reason.json")
+    assert len(list(reasons)) == 2 * MAX_BATCH
+
+
 def test_an_image_type_that_breaks_the_prompts_syntax_is_told_so(home: Home) -> None:
     ref = home.drop(prompt='("a circle", "a star").and(1, 0.5)', image_type="character")
     run_until_idle(home.daemon())

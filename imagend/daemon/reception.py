@@ -11,7 +11,7 @@ from imagend.config import Config
 from imagend.daemon.disk import Disk
 from imagend.daemon.ending import Ending
 from imagend.daemon.health import Health
-from imagend.daemon.intake import LATER, MAX_BATCH, Arrival, Verdict
+from imagend.daemon.intake import LATER, Arrival, Verdict
 from imagend.daemon.limits import Gate
 from imagend.daemon.turn import Turn
 from imagend.errors import QueueFull, RateLimited, UnknownJob
@@ -64,7 +64,7 @@ class Reception:
             log.info("accepted", job=str(job.ref))
         for number, arrival in enumerate(arrivals):
             if isinstance(arrival.item, CancelRequest):
-                verdicts[number] = self.heed(arrival.item, LATER if len(arrivals) == MAX_BATCH else None)
+                verdicts[number] = self.heed(arrival.item)
         return tuple(verdicts[number] for number in range(len(arrivals)))
 
     def accept(self, job: Job, raw: bytes, accepted: list[Job]) -> Verdict:
@@ -82,7 +82,7 @@ class Reception:
             accepted.append(job)
         return None
 
-    def heed(self, wish: CancelRequest, if_unknown: Verdict) -> Verdict:
+    def heed(self, wish: CancelRequest) -> Verdict:
         """Act on a wish to cancel. One that finds no job costs no rate: it may have to be looked at many times."""
         try:
             self.gate.admit_cancel(wish.signer, self.config())
@@ -91,7 +91,7 @@ class Reception:
         try:
             verdict = self.cancel(wish.ref)
         except UnknownJob as reason:
-            verdict = if_unknown or reason  # in a full batch its job may stand behind it
+            verdict = reason  # the door asks again if its job may stand behind it
         if verdict is not None:
             self.gate.give_back_cancel(wish.signer, self.config())
         return verdict
