@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -97,13 +98,14 @@ class Health:
         ballast = self.spool / ".ballast"
         try:
             files.replace_hint(self.spool / STATUS, document)
-            if not ballast.exists():
-                files.replace_hint(ballast, bytes(_BALLAST_BYTES))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not ballast.exists():
                 raise
             ballast.unlink()
             files.replace_hint(self.spool / STATUS, document)
+        if not ballast.exists():
+            with contextlib.suppress(OSError):  # the room there is, if not all: status.json has been written
+                ballast.write_bytes(bytes(_BALLAST_BYTES))
 
     def report(
         self, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 MAGIC = 0x6A736677736872
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
@@ -70,6 +71,9 @@ class Replay:
     def _write(self, offset: int, data: bytes) -> None:
         assert os.pwrite(self._disk, data, offset) == len(data)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._log.close()
         os.close(self._disk)

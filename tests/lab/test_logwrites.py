@@ -74,16 +74,16 @@ class Recording:
     def verdicts(self, verdict: Callable[[Judge, Ledger], Iterable[str]] = Judge.judge) -> Iterator[list[str]]:
         """What the disk lacks at each point after which the disk may not forget."""
         disk = images.clone(self.before, self.workshop / "replay")
-        replay, ledger = Replay(self.log, disk), Ledger()
-        for entry in entries(self.log):
-            replay.apply(entry)
-            if entry.mark not in ("", END):
-                ledger = self.ledgers[int(entry.mark)]
-            elif entry.makes_safe:
-                image = images.clone(disk, self.workshop / "cut")
-                with images.mounted(image, self.judge.home.root / "disk", "ext4"):
-                    yield list(verdict(self.judge, ledger))
-        replay.close()
+        ledger = Ledger()
+        with Replay(self.log, disk) as replay:
+            for entry in entries(self.log):
+                replay.apply(entry)
+                if entry.mark not in ("", END):
+                    ledger = self.ledgers[int(entry.mark)]
+                elif entry.makes_safe:
+                    image = images.clone(disk, self.workshop / "cut")
+                    with images.mounted(image, self.judge.home.root / "disk", "ext4"):
+                        yield list(verdict(self.judge, ledger))
 
 
 @pytest.fixture
@@ -102,4 +102,5 @@ def test_power_is_cut_at_every_flush(recording: Recording) -> None:
 
 def test_a_daemon_that_never_syncs_is_found_out(recording: Recording) -> None:
     recording.record(moments=15, seed=1, arguments=[NEVER_SYNC])
-    assert any("lost" in complaint for verdict in recording.verdicts(Judge.at_rest) for complaint in verdict)
+    verdicts = list(recording.verdicts(Judge.at_rest))
+    assert any("lost" in complaint for verdict in verdicts for complaint in verdict)
