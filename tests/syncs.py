@@ -9,15 +9,15 @@ import os
 import pickle
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from conftest import CLIENT
-from disk import KILLED, Op, Recorder
+from disk import KILLED, SYNCS, Op, Recorder
 from scene import Scene
 
 import imagend
@@ -45,7 +45,7 @@ class Tracer(Recorder):
 
     def after(self, op: Op) -> None:
         op = op._replace(path=self._relative(op.path), target=self._relative(op.target))
-        self.scene.trace.append(Step(op, sync_point(op, sys._getframe(1)) if op.name == "fsync" else ""))
+        self.scene.trace.append(Step(op, sync_point(op) if op.name in SYNCS else ""))
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.scene.home.root) if path else path
@@ -59,7 +59,7 @@ class SyncKiller(Tracer):
         self.left = point
 
     def before(self, op: Op) -> None:
-        if self.armed and op.name == "fsync":
+        if self.armed and op.name in SYNCS:
             self.left -= 1
         if self.left < 0:
             self.left = sys.maxsize
@@ -83,6 +83,10 @@ class TracedScene(Scene):
         super().note_run(ref)
         self.trace.append(Step(Op("run", ref.id)))
 
+    def note_delivery(self, name: str) -> None:
+        path = self.inbox / name
+        self.trace.append(Step(Op("deliver", str(path.relative_to(self.home.root)), data=path.read_bytes())))
+
     def note_stop(self) -> None:
         self.trace.append(Step(Op("stop", "")))
 
@@ -91,16 +95,17 @@ _HOUSE = str(Path(imagend.__file__).parent)
 _HELPERS = ("note", "_move", "_check")
 
 
-def sync_point(op: Op, frame: FrameType | None) -> str:
-    """The verb that asked for this sync, and of what."""
-    while frame is not None:
-        code = frame.f_code
-        house = code.co_filename.startswith(_HOUSE) and code.co_filename != files.__file__
-        if house and code.co_name not in _HELPERS:
-            break
-        frame = frame.f_back
-    assert frame is not None, f"{op.path} is synced from outside of imagend"
-    return f"{frame.f_code.co_name}: {anonymous(op.path)}"
+def sync_point(op: Op) -> str:
+    """The verb that asked for this sync, and of what. A thread syncs for a verb that waits in the main thread."""
+    for thread in (threading.get_ident(), threading.main_thread().ident):
+        frame = sys._current_frames().get(thread or 0)
+        while frame is not None:
+            code = frame.f_code
+            house = code.co_filename.startswith(_HOUSE) and code.co_filename != files.__file__
+            if house and code.co_name not in _HELPERS:
+                return f"{code.co_name}: {anonymous(op.path)}"
+            frame = frame.f_back
+    raise AssertionError(f"{op.path} is synced from outside of imagend")
 
 
 def anonymous(text: str) -> str:
@@ -145,6 +150,9 @@ class Disk:
             case "fsync":
                 self.unsynced.discard(op.path)
                 self.names -= {path for path in self.names if _folder(path) == op.path}
+            case "syncfs":
+                for paths in (self.unsynced, self.names):
+                    paths -= {path for path in paths if f"{path}/".startswith(f"{op.path}/")}
 
     def safe(self, path: str) -> bool:
         """Whether it is there and would survive, with its bytes and with every folder on the way."""

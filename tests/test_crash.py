@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import CLIENT, Home
-from disk import CHANGING, KILLED, ClaimKiller, Killer, Op, Recorder, points, watched
+from disk import CHANGING, KILLED, SYNCS, ClaimKiller, Killer, Op, Recorder, points, watched
 from scene import (
     MAX_ATTEMPTS,
     Scene,
@@ -85,7 +85,7 @@ def signature(scene: Scene, ops: Iterable[Op]) -> tuple[str, ...]:
     ids = re.compile("|".join(ref.id for ref in scene.expected))
     ends = re.compile(rb'"outcome": ?"\w+"|"code": ?"\w+"')
     return tuple(
-        ids.sub("ID", f"{op.name} {op.path} {op.target} {ends.findall(op.data)}") for op in ops if op.name != "fsync"
+        ids.sub("ID", f"{op.name} {op.path} {op.target} {ends.findall(op.data)}") for op in ops if op.name not in SYNCS
     )
 
 
@@ -127,7 +127,7 @@ def test_nothing_escapes_the_watcher(scene: Scene) -> None:
             told = heard.copy()
         told.subtract(open=len(scene.runs()), rename=len(scene.later) + 2)  # by the world, behind the watcher's back
         same = {"replace": "rename", "remove": "unlink"}
-        seen = Counter(same.get(op.name, op.name) for op in watcher.ops if op.name not in ("write", "fsync"))
+        seen = Counter(same.get(op.name, op.name) for op in watcher.ops if op.name not in ("write", *SYNCS))
         return told, seen
 
     scene.refill()
