@@ -141,6 +141,8 @@ class Disk:
             case "link":
                 self.files.add(op.target)
                 self.names.add(op.target)
+                if op.path in self.unsynced:
+                    self.unsynced.add(op.target)
             case "rename" | "replace":
                 for paths in (self.files, self.unsynced, self.names):
                     moved = {path for path in paths if path == op.path or path.startswith(f"{op.path}/")}
@@ -176,7 +178,9 @@ FEED = "outputs/results.jsonl"
 _JOB = re.compile(rf"spool/(pending|active|done)/{CLIENT}/([0-9a-f]{{20}})\.json")
 _DROPPED = re.compile(r"spool/inbox/(cancel\.)?([0-9a-f]{20})\.[0-9.]*json")
 _TEMPORARY = re.compile(r".*/\.[^/]*\.tmp")
-_HINT = re.compile(r"spool/\.+(lock|owner|owner\.tmp|status\.json\.tmp)|spool/status\.json")
+_NAMED_FIRST = re.compile(r"spool/pending/.*|outputs/\.drafts/.*")
+"""Synced after they got their names: nobody takes the first for a job before, nor looks into the second."""
+_HINT = re.compile(r"spool/\.+(lock|owner|owner\.tmp|status\.json\.tmp|ballast|ballast\.tmp)|spool/status\.json")
 _MAY_BE_LOST = re.compile(rf"{_HINT.pattern}|outputs/\.drafts/.*|spool/journal/.*")
 """Stale after a crash anyway; painted again; the words of the journal on which nothing depends."""
 
@@ -207,6 +211,8 @@ class Reader:
         match op.name:
             case "rename" | "replace":
                 self.rename(op)
+            case "link":
+                self.link(op)
             case "unlink":
                 self.unlink(op)
             case "write":
@@ -218,30 +224,36 @@ class Reader:
         self.disk.does(op)
 
     def rename(self, op: Op) -> None:
-        if _TEMPORARY.fullmatch(op.path) and not _HINT.fullmatch(op.path):
+        if _TEMPORARY.fullmatch(op.path) and not _HINT.fullmatch(op.path) and not _NAMED_FIRST.fullmatch(op.target):
             self.demand(op.path not in self.disk.unsynced, "published before its bytes were safe", op)
-        elif op.path.startswith("outputs/.drafts/"):
+        elif op.path.startswith("outputs/.drafts/") and not _NAMED_FIRST.fullmatch(op.target):
             self.demand(self.disk.all_safe_in(op.path), "published before all of the draft was safe", op)
             self.demand(f"{op.path}/{MANIFEST}" in self.disk.files, "published without its manifest", op)
         elif op.path.startswith("spool/inbox/"):
             self.refused.add(op.path)
             self.demand(self.disk.safe(f"{op.target}.reason.json"), "rejected before the reason was safe", op)
-        elif (job := _JOB.fullmatch(op.target)) is not None:
-            self.move(op, job[2], State(job[1]))
+        else:
+            self.demand(_JOB.fullmatch(op.target) is None or _TEMPORARY.fullmatch(op.path), "moved by a rename", op)
 
-    def move(self, op: Op, id: str, state: State) -> None:
-        """A job goes from one state to the next."""
+    def link(self, op: Op) -> None:
+        """A job gets its name in the next state."""
+        if (job := _JOB.fullmatch(op.target)) is None:
+            return
         told = {State.ACTIVE: ("claimed",), State.PENDING: ("released", "requeued"), State.DONE: tuple(Outcome)}
-        self.demand(self.at_rest(), "moved before the last move was safe", op)
+        state, id = State(job[1]), job[2]
         self.demand(self.events.get(id, [""])[-1] in told[state], "moved before the journal told of it", op)
         if state is State.DONE:
             self.demand(self.published(id), "put away before the result was safe", op)
             self.demand(id in self.announced and self.disk.safe(FEED), "put away before the feed told of it", op)
-        else:
+        elif state is State.PENDING:
             self.demand(self.disk.safe(_journal(id)), "moved before the journal was safe", op)
 
     def unlink(self, op: Op) -> None:
-        """A file leaves the inbox for good."""
+        """A file leaves a state, or the inbox, for good."""
+        if (job := _JOB.fullmatch(op.path)) is not None:
+            elsewhere = (state for state in State if state != job[1])
+            safe = any(self.disk.safe(_place(state, job[2])) for state in elsewhere)
+            self.demand(safe, "left its state before it was safe in the next", op)
         if (dropped := _DROPPED.fullmatch(op.path)) is None:
             return
         is_cancel, id = dropped.groups()
@@ -270,22 +282,18 @@ class Reader:
         self.runs[id] += 1
         self.demand(self.events.get(id, []).count("claimed") >= self.runs[id], "run without a claim", op)
         self.demand(self.disk.safe(_journal(id)), "run before the claim was safe", op)
-        active = self.disk.safe(_place(State.ACTIVE, id)) and self.at_rest()
-        self.demand(active, "run before it was safe in active", op)
+        self.demand(self.disk.safe(_place(State.ACTIVE, id)), "run before it was safe in active", op)
 
     def stop(self) -> None:
         """A daemon that leaves in peace leaves nothing behind."""
         for path in sorted(self.disk.unsynced | self.disk.names):
             taken_in = path.startswith("spool/inbox/") and path not in self.refused  # would be known when it came back
-            if not taken_in and not _MAY_BE_LOST.fullmatch(path) and not _TEMPORARY.fullmatch(path):
+            left = _JOB.fullmatch(path) and path not in self.disk.files  # the later of two places is true
+            if not taken_in and not left and not _MAY_BE_LOST.fullmatch(path) and not _TEMPORARY.fullmatch(path):
                 self.demand(False, "never synced", Op("stop", path))
 
     def published(self, id: str) -> bool:
         return self.disk.safe(f"outputs/{CLIENT}/{id}/{MANIFEST}")
-
-    def at_rest(self) -> bool:
-        """Whether no job would be found elsewhere, or in two places."""
-        return not any(_JOB.fullmatch(path) for path in self.disk.names)
 
 
 def _place(state: State, id: str) -> str:

@@ -5,21 +5,33 @@ What was answered is not lost, what ended is neither torn nor done again, what w
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import CLIENT, Home, make_home
-from crashstates import Disk, Journalled, Literal, State, Tree, crash_states, snapshot
-from disk import KILLED, Op, watched
-from scene import big_scene, check, check_answered, check_nothing_is_half, complaints, kill, live, quick_home, quiet, start
+from conftest import Home, make_home
+from crashstates import Journalled, Literal, State, Tree, crash_states, snapshot
+from disk import KILLED, SYNCS, Op, watched
+from scene import (
+    big_scene,
+    check,
+    check_answered,
+    check_nothing_is_half,
+    complaints,
+    kill,
+    live,
+    quick_home,
+    quiet,
+    start,
+)
 from syncs import Step, SyncKiller, TracedScene, Tracer
 
 from imagend import config as configuration
@@ -33,6 +45,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 __all__ = ["quick_home", "quiet"]  # fixtures
 LIMIT = 30
 """Where more states than about so many are possible between two syncs, they are sampled."""
+MOST, MOST_OF_A_LONG_LIFE = 1100, 200
+"""So many states of a life are recovered from, at most; make torture takes all."""
 
 
 # Lives
@@ -98,8 +112,15 @@ def everything(scene: TracedScene) -> None:
     scene.files, scene.later, scene.expected, scene.junk = again.files, again.later, again.expected, again.junk
 
 
-LIVES = (first_start, one, batch, cancelled, two_pictures, workers_die, failure, stop, rejected, two_clients)
-LIVES += (submitted_again, everything)
+def cut_after_a_death(scene: TracedScene) -> None:
+    """Killed in place of a sync; the power fails while the next daemon lives."""
+    scene.add("succeeded", prompt="two pictures after a death", count=2)
+    scene.add("failed", "INVALID_PARAMETERS", prompt="fail")
+
+
+Build = Callable[[TracedScene], None]
+BUILDS: tuple[Build, ...] = (first_start, one, batch, cancelled, two_pictures, workers_die, failure, stop, rejected)
+BUILDS += (two_clients, submitted_again, everything, cut_after_a_death)
 
 
 @dataclass
@@ -110,7 +131,7 @@ class Life:
     before: Tree
     ops: list[Op]
 
-    def states(self, limit: int) -> Iterator[State]:
+    def states(self, limit: int = LIMIT) -> Iterator[State]:
         """Each once for each kind of file system."""
         for kind in (Journalled, Literal):
             yield from crash_states(kind(self.before), self.ops, limit)
@@ -192,12 +213,14 @@ def manifests(scene: TracedScene) -> dict[str, bytes]:
     return {str(path.relative_to(scene.home.root)): path.read_bytes() for path in found}
 
 
+# Each state in a home of its own, on all processors
+
+
 _mine: list[TracedScene] = []
 
 
-def _move_in(scene: TracedScene, memory: Path) -> None:
-    """In a process of its own: a home of its own."""
-    root = Path(tempfile.mkdtemp(dir=memory))
+def _move_in(scene: TracedScene) -> None:
+    root = Path(tempfile.mkdtemp(dir=scene.home.root.parent))
     shutil.copytree(scene.home.root / "keys", root / "keys")
     shutil.copy(scene.home.root / "config.yaml", root)
     home = Home(root, configuration.load(root / "config.yaml"), scene.home.key)
@@ -206,11 +229,56 @@ def _move_in(scene: TracedScene, memory: Path) -> None:
     _mine[:] = [replace(scene, home=home)]
 
 
-def _judge_mine(state: State) -> str:
+def _judge(state: State) -> str:
     return judge(_mine[0], state)
 
 
-def complaints_of(life: Life, states: list[State], memory: Path) -> list[str]:
-    context = multiprocessing.get_context("fork")
-    with context.Pool(os.cpu_count(), _move_in, (life.scene, memory)) as pool:
-        return pool.map(_judge_mine, states, chunksize=16)
+def found_in(scene: TracedScene, states: list[State]) -> dict[str, int]:
+    """What does not hold, and in how many states."""
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), _move_in, (scene,)) as pool:
+        return Counter(filter(None, pool.imap_unordered(_judge, states, chunksize=16)))
+
+
+# The tests
+
+
+Surveys = dict[Build, tuple[TracedScene, list[State]]]
+"""Of each life, all that a power cut may leave of it."""
+
+
+@pytest.fixture(scope="module")
+def states(quick_home: Home, key: Key) -> Surveys:
+    return {build: surveyed(build, quick_home, key) for build in BUILDS}
+
+
+def surveyed(build: Build, quick_home: Home, key: Key) -> tuple[TracedScene, list[State]]:
+    scene = TracedScene(make_home(quick_home.root / build.__name__ / "home", key))
+    build(scene)
+    lives = [record(scene, new=build is first_start)]
+    if build is cut_after_a_death:
+        syncs = sum(op.name in SYNCS for op in lives[0].ops)
+        lives = [record(scene, dies_at=point) for point in range(0, syncs, 2)]
+    return scene, list(dict.fromkeys(state for life in lives for state in life.states()))
+
+
+def some(build: Build, states: list[State]) -> list[State]:
+    """All, or a seeded sample."""
+    most = MOST_OF_A_LONG_LIFE if build is everything else MOST
+    return states if len(states) <= most else random.Random(0).sample(states, most)
+
+
+@pytest.mark.parametrize("life", BUILDS, ids=lambda build: build.__name__)
+def test_every_promise_holds_whatever_a_power_cut_left(states: Surveys, life: Build) -> None:
+    scene, every = states[life]
+    assert found_in(scene, some(life, every)) == {}
+
+
+def test_they_are_many(states: Surveys) -> None:
+    assert sum(len(some(life, every)) for life, (_, every) in states.items()) > 10_000
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("life", BUILDS, ids=lambda build: build.__name__)
+def test_every_promise_holds_in_every_state(states: Surveys, life: Build) -> None:
+    scene, every = states[life]
+    assert found_in(scene, every) == {}
