@@ -37,7 +37,7 @@ Tree = dict[str, bytes | None]
 
 ROOT: Inode = 0
 INBOX = "spool/inbox"
-_STALE = re.compile(r"spool/\.+(lock|owner)[^/]*|spool/\.?status\.json[^/]*")
+_STALE = re.compile(r"spool/\.+(lock|owner|ballast)[^/]*|spool/\.?status\.json[^/]*")
 """No start reads these."""
 
 
@@ -123,7 +123,7 @@ class Disk(ABC):
             case "deliver":
                 self._change((self._slot(op.path), self._new(op.data)))
                 self._sync(self.inbox)
-            case "utime":
+            case "utime" | "chmod":
                 pass
             case unknown:
                 raise ValueError(f"the model does not know {unknown}")

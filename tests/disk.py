@@ -18,7 +18,7 @@ from imagend import files
 KILLED = 9
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 SYNCS = ("fsync", "syncfs")
-_BY_PATH = ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "utime")
+_BY_PATH = ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "utime", "chmod")
 
 
 class Op(NamedTuple):

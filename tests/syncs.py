@@ -92,7 +92,7 @@ class TracedScene(Scene):
 
 
 _HOUSE = str(Path(imagend.__file__).parent)
-_HELPERS = ("note", "_move", "_check")
+_HELPERS = ("note", "_move", "_check", "_folder_of")
 
 
 def sync_point(op: Op) -> str:

@@ -109,7 +109,7 @@ def test_a_life_without_a_death(scene: Scene) -> None:
 def test_nothing_escapes_the_watcher(scene: Scene) -> None:
     """Python tells its audit hooks of every change but writes and syncs; each must have passed the watcher."""
     names = {"os.rename": "rename", "os.remove": "unlink", "open": "open"} | {
-        f"os.{name}": name for name in ("mkdir", "rmdir", "utime", "truncate", "link", "symlink")
+        f"os.{name}": name for name in ("mkdir", "rmdir", "utime", "chmod", "truncate", "link", "symlink")
     }
 
     def work() -> tuple[Counter[str], Counter[str]]:  # in a child: an audit hook stays for ever
@@ -159,7 +159,7 @@ def test_every_point_of_death_in_a_recovery(scene: Scene, survey: Survey) -> Non
     assert count > 100
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(200), *(pytest.param(n, marks=pytest.mark.torture) for n in range(200, 2200))])
 def test_death_upon_death(scene: Scene, survey: Survey, seed: int) -> None:
     dice = random.Random(seed)
     scene.refill()

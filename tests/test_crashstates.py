@@ -277,6 +277,33 @@ def test_they_are_many(states: Surveys) -> None:
     assert sum(len(some(life, every)) for life, (_, every) in states.items()) > 10_000
 
 
+NEEDED = {
+    "commit: spool/pending/alice/ID.json": one,
+    "commit: spool/pending/alice": one,
+    "accept: spool/pending": one,
+    "claim: spool/journal/alice/ID.jsonl": workers_die,
+    "claim: spool/active/alice": one,
+    "publish: outputs/.drafts/alice/ID/0001.png": two_pictures,
+    "publish: outputs/.drafts/alice/ID/manifest.json": one,
+    "publish: outputs/.drafts/alice/ID": one,
+    "publish: outputs/alice": one,
+    "announce: outputs/results.jsonl": one,
+    "finish: spool/done/alice": one,
+    "stop_job: spool/journal/alice/ID.jsonl": cancelled,
+    "reject: spool/rejected/.refused.json.reason.json.tmp": rejected,
+}
+"""Syncs without which a promise breaks, and a life that shows it."""
+
+
+@pytest.mark.parametrize("point", NEEDED)
+def test_one_sync_less_breaks_a_promise(states: Surveys, point: str) -> None:
+    scene, _ = states[NEEDED[point]]
+    life = record(scene)
+    less = [step.op for step in scene.trace if step.op.name != "stop" and step.point != point]
+    assert len(less) < len(life.ops)
+    assert any(judge(scene, state) for state in replace(life, ops=less).states())
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("life", BUILDS, ids=lambda build: build.__name__)
 def test_every_promise_holds_in_every_state(states: Surveys, life: Build) -> None:
