@@ -28,6 +28,7 @@ from imagend.signing import Key, job_id, seal
 from imagend.spool import Spool, State
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for every worker: bits depend on it, and a tiny model is faster so
+pytest.register_assert_rewrite("scene")  # its checks say what they found
 REPOSITORY = Path(__file__).parents[1]
 CLIENT = "alice"
 UNLIMITED = "max_queued: 1000000\nlimits: {max_queued: 1000000, jobs_per_minute: 10000000}\n"

@@ -8,13 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
+from imagend import files
+
 KILLED = 9
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_BY_PATH = ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "utime")
+SYNCS = ("fsync", "syncfs")
+_BY_PATH = ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "utime", "chmod")
 
 
 class Op(NamedTuple):
@@ -28,7 +32,10 @@ class Op(NamedTuple):
 
 
 class Watcher:
-    """Is told of every change before it is made and after it was made."""
+    """Is told of every change before it is made and after it was made.
+
+    Of a sync, too; it is not done then: whom we kill does not need it, and it takes most of the time.
+    """
 
     def before(self, op: Op) -> None: ...
 
@@ -37,9 +44,6 @@ class Watcher:
         self.before(op)
 
     def after(self, op: Op) -> None: ...
-
-    def fsync(self, fd: int) -> None:
-        """Deaths of a process do not need the real one, and it takes most of the time."""
 
 
 @contextlib.contextmanager
@@ -52,7 +56,9 @@ def watched(watcher: Watcher) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _BY_PATH:
             patch.setattr(os, name, _by_path(name, getattr(os, name), watcher))
-        patch.setattr(os, "fsync", _fsync(watcher))
+        patch.setattr(os, "fsync", _sync("fsync", watcher))
+        calls = SimpleNamespace(syncfs=_sync("syncfs", watcher), sync_file_range=files._libc.sync_file_range)
+        patch.setattr(files, "_libc", calls)
         patch.setattr(os, "open", _os_open(os.open, watcher))
         patch.setattr(os, "write", _os_write(os.write, watcher))
         opened = _io_open(io.open, watcher)
@@ -83,12 +89,12 @@ def _by_path(name: str, real: Callable[..., Any], watcher: Watcher) -> Callable[
     return call
 
 
-def _fsync(watcher: Watcher) -> Callable[[int], None]:
-    def call(fd: int) -> None:
-        op = Op("fsync", _where(fd))
+def _sync(name: str, watcher: Watcher) -> Callable[[int], int]:
+    def call(fd: int) -> int:
+        op = Op(name, _where(fd))
         watcher.before(op)
-        watcher.fsync(fd)
         watcher.after(op)
+        return 0
 
     return call
 
@@ -185,7 +191,7 @@ class Killer(Recorder):
 
     def before(self, op: Op) -> None:
         super().before(op)
-        if op.name != "fsync" and self._due():
+        if op.name not in SYNCS and self._due():
             self.die()
 
     def before_write(self, op: Op, tear: Callable[[int], object]) -> None:
@@ -215,5 +221,5 @@ class ClaimKiller(Killer):
 
 def points(ops: Iterable[Op]) -> list[str]:
     """Where a Killer may strike, in words."""
-    parts = {"fsync": (), "write": ("", " (half)", " (but for its last byte)")}
+    parts = {**dict.fromkeys(SYNCS, ()), "write": ("", " (half)", " (but for its last byte)")}
     return [f"{op.name} {op.path} {op.target}{part}" for op in ops for part in parts.get(op.name, ("",))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,60 @@ Breaks = Callable[[pytest.MonkeyPatch], None]
 
 
 def write_in_place(patch: pytest.MonkeyPatch) -> None:
-    def write_unsynced(path: Path, data: bytes, mtime_ns: int | None = None) -> None:
+    def write(path: Path, data: bytes, mode: int = 0o644) -> None:
         path.write_bytes(data)
         files.sync(path)
+        files.sync(path.parent)
 
-    patch.setattr(files, "write_unsynced", write_unsynced)
+    patch.setattr(files, "write", write)
 
 
 def set_the_time_after_the_sync(patch: pytest.MonkeyPatch) -> None:
-    real = files.write_unsynced
+    real = Spool.commit
 
-    def write_unsynced(path: Path, data: bytes, mtime_ns: int | None = None) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        real(temporary, data)
-        os.utime(temporary, ns=(mtime_ns or 0, mtime_ns or 0))
-        temporary.rename(path)
+    def commit(self: Spool) -> None:
+        new = list(self._new)
+        real(self)
+        for path in new:
+            os.utime(path)
 
-    patch.setattr(files, "write_unsynced", write_unsynced)
+    patch.setattr(Spool, "commit", commit)
 
 
 def never_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Spool, "commit", lambda self: None)
 
 
-def empty_the_inbox_first(patch: pytest.MonkeyPatch) -> None:
-    real = Door._read
+def answer_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    real = Spool.commit
+    late: list[Callable[[], object]] = []
 
-    def read(self: Door, path: Path) -> Arrival:
-        arrival = real(self, path)
-        path.unlink()
+    def commit(self: Spool) -> None:
+        while late:
+            late.pop()()
+        late.append(lambda: real(self))
+
+    patch.setattr(Spool, "commit", commit)
+
+
+def commit_the_names_only(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Spool, "commit", lambda path: path.suffix == ".json")
+
+
+def commit_the_bytes_only(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Spool, "commit", lambda path: path.suffix != ".json")
+
+
+def empty_the_inbox_first(patch: pytest.MonkeyPatch) -> None:
+    real = Door._examine
+
+    def examine(self: Door, name: str, now: float) -> Arrival | None:
+        arrival = real(self, name, now)
+        if arrival is not None:
+            (self.inbox / name).unlink()
         return arrival
 
-    patch.setattr(Door, "_read", read)
+    patch.setattr(Door, "_examine", examine)
 
 
 def reject_before_the_reason(patch: pytest.MonkeyPatch) -> None:
@@ -78,7 +101,7 @@ def reject_before_the_reason(patch: pytest.MonkeyPatch) -> None:
 
 def claim_after_the_move(patch: pytest.MonkeyPatch) -> None:
     def claim(self: Spool, ref: Ref) -> int:
-        self._move(ref, State.PENDING, State.ACTIVE)
+        self._move([ref], State.PENDING, State.ACTIVE)
         self.note(ref, "claimed", durable=True)
         return self.attempts(ref)
 
@@ -104,7 +127,7 @@ def run_before_the_claim(patch: pytest.MonkeyPatch) -> None:
 
 def requeue_before_the_journal(patch: pytest.MonkeyPatch) -> None:
     def requeue(self: Spool, ref: Ref, why: str) -> None:
-        self._move(ref, State.ACTIVE, State.PENDING)
+        self._move([ref], State.ACTIVE, State.PENDING)
         self.note(ref, "requeued", durable=True, why=why)
 
     patch.setattr(Spool, "requeue", requeue)
@@ -128,8 +151,39 @@ def _note_otherwise(patch: pytest.MonkeyPatch, how: Callable[[str, bool], bool |
     patch.setattr(Spool, "note", note)
 
 
-def never_seal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outputs, "seal", lambda *arguments: None)
+def run_before_the_sync(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Spool, "claim", lambda path: True)
+
+
+def move_by_rename(patch: pytest.MonkeyPatch) -> None:
+    def move(self: Spool, refs: Iterable[Ref], source: State, target: State, sync_first: Iterable[Path] = ()) -> None:
+        for ref in refs:
+            state = source if self._path(source, ref).exists() else State.PENDING
+            files.make_folder(self._path(target, ref).parent)
+            self._path(state, ref).rename(self._path(target, ref))
+            files.sync_all([*sync_first, self._path(target, ref).parent])
+
+    patch.setattr(Spool, "_move", move)
+
+
+def leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Spool, "_move", lambda path: True)
+
+
+def publish_unsynced(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Outputs, "publish", lambda path: True)
+
+
+def _sync_less(patch: pytest.MonkeyPatch, owner: type, verb: str, lost: Callable[[Path], bool]) -> None:
+    """In one verb, some of what it syncs together is not."""
+    real, sync_all = getattr(owner, verb), files.sync_all
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr(files, "sync_all", lambda paths: sync_all([path for path in paths if not lost(path)]))
+            return real(*args, **kwargs)
+
+    patch.setattr(owner, verb, call)
 
 
 def manifest_after_the_move(patch: pytest.MonkeyPatch) -> None:
@@ -147,24 +201,25 @@ def put_away_before_publishing(patch: pytest.MonkeyPatch) -> None:
     publish = Outputs.publish
     late: list[Callable[[], None]] = []
 
-    def finish(self: Ending, ref: Ref, manifest: Manifest) -> None:
-        self.spool.finish(ref, manifest.outcome)
+    def tidy(self: Ending) -> None:
+        self.spool.finish(self._untidied)
         while late:
             late.pop()()
-        self.outputs.announce(ref)
+        self.outputs.announce(self._untidied)
+        self._untidied.clear()
 
     patch.setattr(Outputs, "publish", lambda *arguments: late.append(lambda: publish(*arguments)))
-    patch.setattr(Ending, "finish", finish)
+    patch.setattr(Ending, "tidy", tidy)
 
 
 def put_away_before_announcing(patch: pytest.MonkeyPatch) -> None:
     finish, announce = Spool.finish, Outputs.announce
     late: list[Callable[[], None]] = []
 
-    def finish_first(self: Spool, ref: Ref, outcome: str) -> None:
-        finish(self, ref, outcome)
+    def finish_first(self: Spool, outcomes: Mapping[Ref, str]) -> None:
+        finish(self, dict(outcomes))
         while late:
             late.pop()()
 
-    patch.setattr(Outputs, "announce", lambda *arguments: late.append(lambda: announce(*arguments)))
+    patch.setattr(Outputs, "announce", lambda self, refs: late.append(partial(announce, self, list(refs))))
     patch.setattr(Spool, "finish", finish_first)

@@ -9,15 +9,15 @@ import os
 import pickle
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from conftest import CLIENT
-from disk import KILLED, Op, Recorder
+from disk import KILLED, SYNCS, Op, Recorder
 from scene import Scene
 
 import imagend
@@ -45,7 +45,7 @@ class Tracer(Recorder):
 
     def after(self, op: Op) -> None:
         op = op._replace(path=self._relative(op.path), target=self._relative(op.target))
-        self.scene.trace.append(Step(op, sync_point(op, sys._getframe(1)) if op.name == "fsync" else ""))
+        self.scene.trace.append(Step(op, sync_point(op) if op.name in SYNCS else ""))
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.scene.home.root) if path else path
@@ -59,7 +59,7 @@ class SyncKiller(Tracer):
         self.left = point
 
     def before(self, op: Op) -> None:
-        if self.armed and op.name == "fsync":
+        if self.armed and op.name in SYNCS:
             self.left -= 1
         if self.left < 0:
             self.left = sys.maxsize
@@ -83,24 +83,29 @@ class TracedScene(Scene):
         super().note_run(ref)
         self.trace.append(Step(Op("run", ref.id)))
 
+    def note_delivery(self, name: str) -> None:
+        path = self.inbox / name
+        self.trace.append(Step(Op("deliver", str(path.relative_to(self.home.root)), data=path.read_bytes())))
+
     def note_stop(self) -> None:
         self.trace.append(Step(Op("stop", "")))
 
 
 _HOUSE = str(Path(imagend.__file__).parent)
-_HELPERS = ("note", "_move", "_check")
+_HELPERS = ("note", "_move", "_check", "_folder_of")
 
 
-def sync_point(op: Op, frame: FrameType | None) -> str:
-    """The verb that asked for this sync, and of what."""
-    while frame is not None:
-        code = frame.f_code
-        house = code.co_filename.startswith(_HOUSE) and code.co_filename != files.__file__
-        if house and code.co_name not in _HELPERS:
-            break
-        frame = frame.f_back
-    assert frame is not None, f"{op.path} is synced from outside of imagend"
-    return f"{frame.f_code.co_name}: {anonymous(op.path)}"
+def sync_point(op: Op) -> str:
+    """The verb that asked for this sync, and of what. A thread syncs for a verb that waits in the main thread."""
+    for thread in (threading.get_ident(), threading.main_thread().ident):
+        frame = sys._current_frames().get(thread or 0)
+        while frame is not None:
+            code = frame.f_code
+            house = code.co_filename.startswith(_HOUSE) and code.co_filename != files.__file__
+            if house and code.co_name not in _HELPERS:
+                return f"{code.co_name}: {anonymous(op.path)}"
+            frame = frame.f_back
+    raise AssertionError(f"{op.path} is synced from outside of imagend")
 
 
 def anonymous(text: str) -> str:
@@ -136,6 +141,8 @@ class Disk:
             case "link":
                 self.files.add(op.target)
                 self.names.add(op.target)
+                if op.path in self.unsynced:
+                    self.unsynced.add(op.target)
             case "rename" | "replace":
                 for paths in (self.files, self.unsynced, self.names):
                     moved = {path for path in paths if path == op.path or path.startswith(f"{op.path}/")}
@@ -145,6 +152,9 @@ class Disk:
             case "fsync":
                 self.unsynced.discard(op.path)
                 self.names -= {path for path in self.names if _folder(path) == op.path}
+            case "syncfs":
+                for paths in (self.unsynced, self.names):
+                    paths -= {path for path in paths if f"{path}/".startswith(f"{op.path}/")}
 
     def safe(self, path: str) -> bool:
         """Whether it is there and would survive, with its bytes and with every folder on the way."""
@@ -168,7 +178,9 @@ FEED = "outputs/results.jsonl"
 _JOB = re.compile(rf"spool/(pending|active|done)/{CLIENT}/([0-9a-f]{{20}})\.json")
 _DROPPED = re.compile(r"spool/inbox/(cancel\.)?([0-9a-f]{20})\.[0-9.]*json")
 _TEMPORARY = re.compile(r".*/\.[^/]*\.tmp")
-_HINT = re.compile(r"spool/\.+(lock|owner|owner\.tmp|status\.json\.tmp)|spool/status\.json")
+_NAMED_FIRST = re.compile(r"spool/pending/.*|outputs/\.drafts/.*")
+"""Synced after they got their names: nobody takes the first for a job before, nor looks into the second."""
+_HINT = re.compile(r"spool/\.+(lock|owner|owner\.tmp|status\.json\.tmp|ballast|ballast\.tmp)|spool/status\.json")
 _MAY_BE_LOST = re.compile(rf"{_HINT.pattern}|outputs/\.drafts/.*|spool/journal/.*")
 """Stale after a crash anyway; painted again; the words of the journal on which nothing depends."""
 
@@ -199,6 +211,8 @@ class Reader:
         match op.name:
             case "rename" | "replace":
                 self.rename(op)
+            case "link":
+                self.link(op)
             case "unlink":
                 self.unlink(op)
             case "write":
@@ -210,30 +224,36 @@ class Reader:
         self.disk.does(op)
 
     def rename(self, op: Op) -> None:
-        if _TEMPORARY.fullmatch(op.path) and not _HINT.fullmatch(op.path):
+        if _TEMPORARY.fullmatch(op.path) and not _HINT.fullmatch(op.path) and not _NAMED_FIRST.fullmatch(op.target):
             self.demand(op.path not in self.disk.unsynced, "published before its bytes were safe", op)
-        elif op.path.startswith("outputs/.drafts/"):
+        elif op.path.startswith("outputs/.drafts/") and not _NAMED_FIRST.fullmatch(op.target):
             self.demand(self.disk.all_safe_in(op.path), "published before all of the draft was safe", op)
             self.demand(f"{op.path}/{MANIFEST}" in self.disk.files, "published without its manifest", op)
         elif op.path.startswith("spool/inbox/"):
             self.refused.add(op.path)
             self.demand(self.disk.safe(f"{op.target}.reason.json"), "rejected before the reason was safe", op)
-        elif (job := _JOB.fullmatch(op.target)) is not None:
-            self.move(op, job[2], State(job[1]))
+        else:
+            self.demand(_JOB.fullmatch(op.target) is None or _TEMPORARY.fullmatch(op.path), "moved by a rename", op)
 
-    def move(self, op: Op, id: str, state: State) -> None:
-        """A job goes from one state to the next."""
+    def link(self, op: Op) -> None:
+        """A job gets its name in the next state."""
+        if (job := _JOB.fullmatch(op.target)) is None:
+            return
         told = {State.ACTIVE: ("claimed",), State.PENDING: ("released", "requeued"), State.DONE: tuple(Outcome)}
-        self.demand(self.at_rest(), "moved before the last move was safe", op)
+        state, id = State(job[1]), job[2]
         self.demand(self.events.get(id, [""])[-1] in told[state], "moved before the journal told of it", op)
         if state is State.DONE:
             self.demand(self.published(id), "put away before the result was safe", op)
             self.demand(id in self.announced and self.disk.safe(FEED), "put away before the feed told of it", op)
-        else:
+        elif state is State.PENDING:
             self.demand(self.disk.safe(_journal(id)), "moved before the journal was safe", op)
 
     def unlink(self, op: Op) -> None:
-        """A file leaves the inbox for good."""
+        """A file leaves a state, or the inbox, for good."""
+        if (job := _JOB.fullmatch(op.path)) is not None:
+            elsewhere = (state for state in State if state != job[1])
+            safe = any(self.disk.safe(_place(state, job[2])) for state in elsewhere)
+            self.demand(safe, "left its state before it was safe in the next", op)
         if (dropped := _DROPPED.fullmatch(op.path)) is None:
             return
         is_cancel, id = dropped.groups()
@@ -262,22 +282,18 @@ class Reader:
         self.runs[id] += 1
         self.demand(self.events.get(id, []).count("claimed") >= self.runs[id], "run without a claim", op)
         self.demand(self.disk.safe(_journal(id)), "run before the claim was safe", op)
-        active = self.disk.safe(_place(State.ACTIVE, id)) and self.at_rest()
-        self.demand(active, "run before it was safe in active", op)
+        self.demand(self.disk.safe(_place(State.ACTIVE, id)), "run before it was safe in active", op)
 
     def stop(self) -> None:
         """A daemon that leaves in peace leaves nothing behind."""
         for path in sorted(self.disk.unsynced | self.disk.names):
             taken_in = path.startswith("spool/inbox/") and path not in self.refused  # would be known when it came back
-            if not taken_in and not _MAY_BE_LOST.fullmatch(path) and not _TEMPORARY.fullmatch(path):
+            left = _JOB.fullmatch(path) and path not in self.disk.files  # the later of two places is true
+            if not taken_in and not left and not _MAY_BE_LOST.fullmatch(path) and not _TEMPORARY.fullmatch(path):
                 self.demand(False, "never synced", Op("stop", path))
 
     def published(self, id: str) -> bool:
         return self.disk.safe(f"outputs/{CLIENT}/{id}/{MANIFEST}")
-
-    def at_rest(self) -> bool:
-        """Whether no job would be found elsewhere, or in two places."""
-        return not any(_JOB.fullmatch(path) for path in self.disk.names)
 
 
 def _place(state: State, id: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import CLIENT, Home
-from disk import CHANGING, KILLED, ClaimKiller, Killer, Op, Recorder, points, watched
+from disk import CHANGING, KILLED, SYNCS, ClaimKiller, Killer, Op, Recorder, points, watched
 from scene import (
     MAX_ATTEMPTS,
     Scene,
@@ -85,7 +85,7 @@ def signature(scene: Scene, ops: Iterable[Op]) -> tuple[str, ...]:
     ids = re.compile("|".join(ref.id for ref in scene.expected))
     ends = re.compile(rb'"outcome": ?"\w+"|"code": ?"\w+"')
     return tuple(
-        ids.sub("ID", f"{op.name} {op.path} {op.target} {ends.findall(op.data)}") for op in ops if op.name != "fsync"
+        ids.sub("ID", f"{op.name} {op.path} {op.target} {ends.findall(op.data)}") for op in ops if op.name not in SYNCS
     )
 
 
@@ -109,7 +109,7 @@ def test_a_life_without_a_death(scene: Scene) -> None:
 def test_nothing_escapes_the_watcher(scene: Scene) -> None:
     """Python tells its audit hooks of every change but writes and syncs; each must have passed the watcher."""
     names = {"os.rename": "rename", "os.remove": "unlink", "open": "open"} | {
-        f"os.{name}": name for name in ("mkdir", "rmdir", "utime", "truncate", "link", "symlink")
+        f"os.{name}": name for name in ("mkdir", "rmdir", "utime", "chmod", "truncate", "link", "symlink")
     }
 
     def work() -> tuple[Counter[str], Counter[str]]:  # in a child: an audit hook stays for ever
@@ -127,7 +127,7 @@ def test_nothing_escapes_the_watcher(scene: Scene) -> None:
             told = heard.copy()
         told.subtract(open=len(scene.runs()), rename=len(scene.later) + 2)  # by the world, behind the watcher's back
         same = {"replace": "rename", "remove": "unlink"}
-        seen = Counter(same.get(op.name, op.name) for op in watcher.ops if op.name not in ("write", "fsync"))
+        seen = Counter(same.get(op.name, op.name) for op in watcher.ops if op.name not in ("write", *SYNCS))
         return told, seen
 
     scene.refill()
@@ -159,7 +159,7 @@ def test_every_point_of_death_in_a_recovery(scene: Scene, survey: Survey) -> Non
     assert count > 100
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(200), *(pytest.param(n, marks=pytest.mark.torture) for n in range(200, 2200))])
 def test_death_upon_death(scene: Scene, survey: Survey, seed: int) -> None:
     dice = random.Random(seed)
     scene.refill()
