@@ -9,7 +9,9 @@ import pytest
 from conftest import Home, run_until, run_until_idle
 from test_worker import end, local
 
-from imagend.messages import Cancel
+from imagend.daemon.executor import Event, Heard
+from imagend.job import Ref
+from imagend.messages import Cancel, Progress
 from imagend.spool import State
 
 LIES = [
@@ -128,3 +130,21 @@ def test_a_late_cancel_never_hits_the_next_job(home: Home) -> None:
     end(daemon)
     assert home.outcome(second) == "succeeded"
     assert home.manifest(second)["attempts"] == 1
+
+
+def test_who_talks_without_end_does_not_keep_the_daemon_from_looking_around(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = home.daemon()
+    word = Heard("cpu0", Progress(job=Ref("alice", "0" * 20), stage="painting"))
+    heard: list[Event] = []
+
+    def echo(event: Event) -> None:
+        heard.append(event)
+        if len(heard) < 1000:
+            daemon.mailbox.put(word)
+
+    monkeypatch.setattr(daemon, "handle", echo)
+    daemon.mailbox.put(word)
+    daemon.wait()
+    assert len(heard) < 1000
