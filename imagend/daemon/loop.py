@@ -102,7 +102,8 @@ class Daemon:
     @property
     def stopped(self) -> bool:
         down = all(slot.state == "down" for slot in self.slots.values())
-        return self.stopping and down and (not self.unwritten or self.clock() > self._stop_by)
+        hopeless = self.clock() > self._stop_by and not self.disk.well
+        return self.stopping and down and (not self.unwritten or hopeless)
 
     def look_around(self) -> None:
         """Make the world what it should be."""
