@@ -137,6 +137,11 @@ class Scene:
                 _rename(self.world / name, self.inbox / name)
                 self.note_delivery(name)
 
+    def deliver_the_rest(self) -> None:
+        """The world does not die with the daemon in whose process it acts: it finishes what it began."""
+        if not all((self.world / name).exists() for name in self.later):
+            self.deliver()
+
     def note_delivery(self, name: str) -> None: ...
 
     def happens_once(self, name: str) -> bool:
