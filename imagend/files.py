@@ -31,15 +31,10 @@ def sync(path: Path) -> None:
 
 def sync_all(paths: Collection[Path]) -> None:
     """sync() each. A journalled file system then needs one commit for all instead of one for each."""
-    fds: list[int] = []
+    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths if path.is_file()]
     try:
-        for path in paths if len(paths) > 1 else ():
-            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        for flags in (
-            _WRITE,
-            _WRITE | _WAIT_AFTER,
-        ):  # all bytes on their way first: they get their places in one commit
-            for fd in fds:
+        for flags in (_WRITE, _WRITE | _WAIT_AFTER) if len(fds) > 1 else ():
+            for fd in fds:  # all bytes on their way first: they get their places in one commit
                 _write_back(fd, flags)
     finally:
         for fd in fds:
@@ -74,6 +69,11 @@ def free_bytes(path: Path) -> int:
     """What an ordinary user may still write on the file system of `path`."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def touch(path: Path, mode: int) -> None:
+    """An empty file, if there is none; not durable."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:

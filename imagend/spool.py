@@ -55,6 +55,7 @@ class Spool:
         self._lock: FileLock | None = None
         self._new: list[Path] = []
         self._known: list[Path] = []
+        self._folders: set[Path] = set()
         self._distrusted: set[Path] = set()
         self._latest = 0
 
@@ -102,9 +103,12 @@ class Spool:
         if state is not None and self._path(state, ref) not in self._distrusted:
             self._known.append(self._path(state, ref))  # perhaps by one who died before its commit()
             return False
-        path = self._path(State.PENDING, ref)
+        path, journal = self._path(State.PENDING, ref), self._journal(ref)
         files.make_folder(path.parent, 0o711)
+        files.make_folder(journal.parent, 0o700)
         self._new.append(path)
+        files.touch(journal, 0o600)  # now, because one sync of its folder is enough for the whole batch
+        self._folders |= {path.parent, journal.parent}
         self._latest = max(self._latest + 1, time.time_ns())  # two jobs of one clock tick keep their order
         files.write_unsynced(path, raw, 0o600, mtime_ns=self._latest)
         return True
@@ -114,12 +118,12 @@ class Spool:
         try:
             known = [path for path in self._known if path.exists()]  # it may have moved on meanwhile
             files.sync_all(known + self._new)
-            files.sync_all({path.parent for path in known + self._new})
+            files.sync_all(self._folders | {path.parent for path in known})
         except OSError:
             self.abandon()
             raise
         self._distrusted.difference_update(self._new)
-        self._new, self._known = [], []
+        self._new, self._known, self._folders = [], [], set()
 
     def abandon(self) -> None:
         """Take back what was accepted since the last commit; should that fail, too, it is not taken for known."""
@@ -127,19 +131,20 @@ class Spool:
         for path in self._new:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        self._new, self._known = [], []
+        self._new, self._known, self._folders = [], [], set()
 
     def claim(self, ref: Ref) -> int:
         """Take a pending job; return which attempt this is, counting from 1. Durable, so before the work: a job that
         kills the machine must run out of attempts. But a claim that never got so far is taken up again, not counted.
         """
         events, journal = self._events(ref), self._journal(ref)
+        first = [journal] if journal.exists() else [journal, journal.parent]
         if events[-1:] == ["claimed"]:
             files.write(journal, journal.read_bytes(), 0o600)
         else:
             self.note(ref, "claimed")
             events.append("claimed")
-        self._move([ref], State.PENDING, State.ACTIVE, sync_first=[journal, journal.parent])
+        self._move([ref], State.PENDING, State.ACTIVE, sync_first=first)
         return _attempts(events)
 
     def requeue(self, ref: Ref, why: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import itertools
 import os
@@ -79,7 +80,8 @@ def begin(scene: Scene, refuser: Refuser, in_recovery: bool) -> Daemon:
         refuser.count = 0
     finally:
         refuser.armed = True
-    return start(scene)  # out here, where nothing holds the dead one's lock
+    gc.collect()  # the dead one's lock goes with it
+    return start(scene)
 
 
 def live_through(scene: Scene, refuser: Refuser, in_recovery: bool = False) -> set[str]:

@@ -47,6 +47,7 @@ PYTHONPATH={repository} {python} {repository}/tests/lab/trouble.py . '{spoil}' '
 """
 """A group's quota, because the daemon runs as root there, whose own files XFS does not count."""
 
+
 @pytest.fixture
 def home(tmp_path: Path, key: Key) -> Iterator[Home]:
     home = make_root(tmp_path / "home", key)

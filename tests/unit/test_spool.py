@@ -127,11 +127,11 @@ def test_one_sync_per_job_and_one_per_folder_commit_all(spool: Spool, monkeypatc
         spool.accept(ref, b"job")
     assert synced == []
     spool.commit()
-    pending = spool.root / "pending"
+    pending, journal = spool.root / "pending", spool.root / "journal"
     assert sorted(synced[:16]) == [pending / ref.client / f"{ref.id}.json" for ref in more]
-    assert sorted(synced[16:]) == [pending / "alice", pending / "bob"]
+    assert sorted(synced[16:]) == [journal / "alice", journal / "bob", pending / "alice", pending / "bob"]
     spool.commit()
-    assert len(synced) == 18
+    assert len(synced) == 20
 
 
 def failing(*names: str) -> Callable[[Path], None]:
