@@ -133,9 +133,9 @@ def test_limits_change_when_the_configuration_is_read_again(home: Home) -> None:
     step(daemon)
     assert refusals(home) == {"alice-001.json": "QUEUE_FULL"}  # from now on, unlimited as conftest.py has it
     daemon.handle(ReloadRequested())
-    drop_many(home, 20)
+    drop_many(home, 20, seed=1)
     step(daemon)
-    assert len(daemon.turn) == 20
+    assert len(daemon.turn) == 1 + 20
     assert len(refusals(home)) == 1
 
 
