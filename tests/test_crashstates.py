@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 __all__ = ["quick_home", "quiet"]  # fixtures
 LIMIT = 30
 """Where more states than about so many are possible between two syncs, they are sampled."""
-MOST, MOST_OF_A_LONG_LIFE = 1100, 200
+MOST, MOST_OF_A_LONG_LIFE = 1600, 400
 """So many states of a life are recovered from, at most; make torture takes all."""
 
 
@@ -263,7 +263,7 @@ def surveyed(build: Build, quick_home: Home, key: Key) -> tuple[TracedScene, lis
 
 def some(build: Build, states: list[State]) -> list[State]:
     """All, or a seeded sample."""
-    most = MOST_OF_A_LONG_LIFE if build is everything else MOST
+    most = MOST_OF_A_LONG_LIFE if build in (batch, everything) else MOST
     return states if len(states) <= most else random.Random(0).sample(states, most)
 
 
