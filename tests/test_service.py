@@ -148,7 +148,7 @@ def test_a_killed_daemon_and_worker_lose_nothing_and_the_pixels_are_the_same(hom
 
 def test_cancel_between_steps(home: Home) -> None:
     with serving(home):
-        ref = home.drop(**JOB | {"num_inference_steps": 150, "count": 64})
+        ref = home.drop(**JOB | {"num_inference_steps": 100, "count": 32})
         wait_for(lambda: worker(home).get("step"), home)
         done = imagend("cancel", ref.id, "--wait", cwd=home.root)
         assert done.returncode == 0
