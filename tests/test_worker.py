@@ -316,7 +316,9 @@ def _lockable(fd: int) -> bool:
 
 def _ends(pidfd: int) -> bool:
     """Whether a process ends within a minute: a pidfd becomes readable then (pidfd_open(2))."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
     try:
-        return bool(select.select([pidfd], [], [], 60.0)[0])
+        return bool(poll.poll(60_000))
     finally:
         os.close(pidfd)
