@@ -238,7 +238,7 @@ def _misplaced(config: Config) -> str | None:
     return None
 
 
-_STATES = ("pending", "active", "done", "journal", "rejected")
+_STATES = ("pending", "active", "done", "journal", "damaged", "rejected")
 _WORDS = {  # pydantic speaks Python
     "dict_type": "must be keys and values, such as {gpu0: cuda:0}",
     "model_type": "must be keys and values, such as {name: me}",
