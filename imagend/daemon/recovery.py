@@ -59,7 +59,7 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
         if priority is None:
             log.error("a job's file is damaged; it was set aside: submit it again", job=str(ref))
             spool.set_aside(ref)
-        elif not outputs.ended(ref):
+        else:
             queued.append(Queued(ref, priority))
     ending.tidy()
     outputs.sweep({entry.ref for entry in queued})
