@@ -1,4 +1,5 @@
-"""config.yaml as one frozen Config. The only module that reads that file or the environment."""
+"""config.yaml: find it, read it, write it with every key explained. The only module that reads that file or the
+environment."""
 
 from __future__ import annotations
 
@@ -6,167 +7,19 @@ import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
+from imagend.config_keys import FIXED, Client, Config, ImageType
 from imagend.errors import BadConfig
-from imagend.job import CLIENT_NAME, NAME, Frozen, Side
 from imagend.rights import Limits, Rights
+
+__all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "find", "load", "template"]
 
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
-
-
-def _path(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a path, such as /srv/imagend or spool")
-    return Path(value)
-
-
-Folder = Annotated[Path, BeforeValidator(_path)]
-Seconds = Annotated[float, Field(gt=0)]
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")]
-Name = Annotated[str, Field(pattern=NAME)]
-ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
-
-
-class ImageType(Frozen):
-    """A preset a job may name in `image_type`. What the job says itself wins over it."""
-
-    width: Side = 1024
-    height: Side = 1024
-    prompt_prefix: str = ""
-    prompt_suffix: str = ""
-    negative_prompt: str | None = None
-
-
-class Client(Frozen):
-    """Who `imagend submit` signs as on this host."""
-
-    name: str = Field("me", pattern=CLIENT_NAME)
-    key: Folder = Path("keys/id_ed25519")
-
-
-_IMAGE_TYPES = {
-    "character": ImageType(width=832, height=1216, prompt_suffix=", full body, simple background"),
-    "background": ImageType(width=1216, height=832, prompt_suffix=", scenery, no humans"),
-}
-
-
-class Config(Frozen):
-    """Every key of config.yaml, in the order of the file; a description here is the comment there."""
-
-    name: str = Field(
-        "imagend", pattern=NAME, description="This spool's name. A job whose `audience` is another name is refused."
-    )
-    spool: Folder = Field(
-        Path("spool"),
-        description="The queue: pending/, active/, done/, journal/ and status.json. A local disk, not NFS. "
-        "Relative paths start at this file's folder. A change needs a restart.",
-    )
-    inboxes: tuple[Folder, ...] = Field(
-        (Path("spool/inbox"),),
-        min_length=1,
-        description="Where job files are dropped, also one folder deeper (a folder per client). May lie on NFS. What "
-        "is refused goes to rejected/ beside the inbox, on the same file system: where a mount is involved, the inbox "
-        "is a folder in it. A change needs a restart.",
-    )
-    outputs: Folder = Field(
-        Path("outputs"),
-        description="Results: <client>/<id>/ with PNGs and manifest.json, and results.jsonl with a line per ended job. "
-        "A change needs a restart.",
-    )
-    models: Folder = Field(
-        Path("models"), description="Weights, in ComfyUI's folder names: diffusers/<name>/. A change needs a restart."
-    )
-    allowed_signers: Folder = Field(
-        Path("keys/allowed_signers"),
-        description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
-    )
-    default_model: str = Field("shapes-xl", pattern=NAME, description="The model of jobs that name none.")
-    image_types: dict[Name, ImageType] = Field(
-        _IMAGE_TYPES,
-        description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "
-        "model's native size. What the job says itself wins; prefix and suffix are put around its prompt.",
-    )
-    workers: dict[Name, Device] = Field(
-        {},
-        description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
-        "the CPU where there is none. A change needs a restart.",
-    )
-    max_attempts: int = Field(3, ge=1, le=10, description="How often a job may take its worker or the machine down.")
-    time_limit_s: Seconds = Field(600.0, description="An attempt that runs longer fails the job.")
-    silence_limit_s: Seconds = Field(
-        600.0, description="A worker that reports no step for so long is killed and replaced."
-    )
-    boot_limit_s: Seconds = Field(
-        600.0, description="A worker that is not ready after so long is killed and started anew."
-    )
-    cancel_grace_s: Seconds = Field(
-        30.0, description="A worker that has not let go of a cancelled job by then is killed."
-    )
-    stop_grace_s: Seconds = Field(30.0, description="The same when the daemon stops; the job goes back to the queue.")
-    scan_interval_s: Seconds = Field(
-        1.0, description="Inboxes are looked at this often even when nothing tells of a change (NFS tells nothing)."
-    )
-    file_grace_s: Seconds = Field(
-        60.0, description="An unfinished file in an inbox is left alone until it has not changed for so long."
-    )
-    heartbeat_s: Seconds = Field(
-        5.0,
-        description="status.json is rewritten at least this often; readers take us for dead after three times that.",
-    )
-    max_jobs_per_worker: int = Field(
-        0, ge=0, description="A worker is replaced after so many jobs, against what libraries leak. 0: never."
-    )
-    worker_memory_mb: int = Field(
-        0, ge=0, description="A worker that holds more memory (MiB) than this after a job is replaced. 0: never."
-    )
-    reserve_mb: int = Field(
-        512,
-        ge=0,
-        description="Below this much free disk (MiB) under spool or outputs, no job is taken in or handed out; status "
-        "says degraded. 0: never.",
-    )
-    max_queued: int = Field(
-        100, ge=0, description="Jobs that may wait, of all clients together. More are refused with QUEUE_FULL."
-    )
-    limits: Limits = Field(
-        Limits(), description="What each client may ask for; what is beyond is refused, and says why. SIGHUP reloads."
-    )
-    clients: dict[ClientName, Rights] = Field(
-        {},
-        description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
-        "cancel everybody's jobs), and `group`, the Unix group that may read this client's results (without one, only "
-        "imagend's own user and group). As in `ops: {operator: true, max_queued: 50}`.",
-    )
-    client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
-
-    @field_validator("inboxes", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple) or not value or len({str(item) for item in value}) < len(value):
-            raise ValueError("must be a list of different paths, such as [spool/inbox]")
-        return tuple(value)
-
-    def rights(self, client: str) -> Rights:
-        """What a client may: its own keys, each other key as for all."""
-        own = self.clients.get(client, Rights())
-        shared = {key: value for key, value in self.limits if key not in own.model_fields_set}
-        return own.model_copy(update=shared)
-
-    def slots(self) -> dict[str, str]:
-        """Slot name → torch device."""
-        gpus = range(len(list(Path("/dev").glob("nvidia[0-9]*"))))  # torch counts those it sees from 0
-        return self.workers or {f"gpu{n}": f"cuda:{n}" for n in gpus} or {"cpu0": "cpu"}
-
-
-# Keys that a running daemon cannot change: what it holds open, or where its workers stand.
-FIXED = ("name", "spool", "inboxes", "outputs", "models", "workers", "heartbeat_s")
 
 
 class _Loader(yaml.SafeLoader):
@@ -217,6 +70,8 @@ def load(path: Path) -> Config:
 
 def _absolute(config: Config, base: Path) -> Config:
     folders = {key: base / getattr(config, key) for key in ("spool", "outputs", "models", "allowed_signers")}
+    if config.extra_model_paths:
+        folders["extra_model_paths"] = base / config.extra_model_paths
     client = config.client.model_copy(update={"key": base / config.client.key})
     inboxes = tuple(base / inbox for inbox in config.inboxes)
     return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})

@@ -258,6 +258,10 @@ class Manifest(Frozen):
     """seconds per stage of the attempt that ended the job"""
     engine: dict[str, Any] | None = None
     """what painted: imagend and library versions, device, model files and their SHA-256, scheduler configuration"""
+    loading: dict[str, Any] | None = None
+    """what had to be loaded for this job, in seconds and bytes; decides no pixel"""
+    memory: dict[str, Any] | None = None
+    """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
     error: dict[str, Any] | None = None
 
     model_config = ConfigDict(serialize_by_alias=True)

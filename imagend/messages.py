@@ -1,4 +1,4 @@
-"""What daemon and worker say to each other: JSON lines on a socket.
+"""What daemon and worker say to each other: JSON lines on a socket, after the settings a worker is started with.
 
 Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, Ended. Each names its job, so that a late word
 cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not reach in here.
@@ -16,6 +16,25 @@ from imagend.job import Artifact, Frozen, Outcome, Ref
 MAX_LINE_BYTES = 1 << 20
 
 
+class WorkerSettings(Frozen):
+    """What a worker is started with beside its device and its models; the keys of config.yaml of the same names."""
+
+    extra_model_paths: str | None = None
+    vram_limit_gb: float | None = None
+    base_cache_gb: float = 16.0
+    lora_cache_mb: int = 2048
+    prompt_cache_mb: int = 256
+
+
+class Known(Frozen):
+    """What the daemon knows that spares a worker work: it may be of no use, but what it says is true."""
+
+    digests: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of weight files by their absolute path"""
+    memory: dict[str, Any] = Field(default_factory=dict)
+    """what earlier attempts told of memory (Ended.memory)"""
+
+
 class Run(Frozen):
     """Make one attempt at a job. `folder` is the only place on disk where the worker may write."""
 
@@ -24,6 +43,7 @@ class Run(Frozen):
     kind: str
     spec: dict[str, Any]
     folder: str
+    known: Known = Known()
 
 
 class Cancel(Frozen):
@@ -77,7 +97,7 @@ class Failure(Frozen):
 
 
 class Ended(Frozen):
-    """How an attempt ended. `timings` in seconds by stage; `engine` is what the manifest says of the painter."""
+    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading` and `memory` as in the manifest."""
 
     type: Literal["ended"] = "ended"
     job: Ref
@@ -85,6 +105,8 @@ class Ended(Frozen):
     artifacts: tuple[Artifact, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
     engine: dict[str, Any] | None = None
+    loading: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
     failure: Failure | None = None
 
     @model_validator(mode="after")

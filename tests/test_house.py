@@ -39,6 +39,7 @@ WORDS = {
     "signers",
     "signing",
     "config",
+    "config_keys",
     "rights",
 }
 SHELVES = {"files", "inbox", "spool", "outputs", "models", "weights"}

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     mailbox: Mailbox = queue.SimpleQueue()
     spool, outputs = Spool(config.spool), Outputs(config.outputs)
     doors = [Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes]
-    executor = LocalExecutor(config.slots(), config.models, mailbox)
+    executor = LocalExecutor(config.slots(), config.models, mailbox, config.for_workers())
     try:
         spool.open()
         outputs.open()

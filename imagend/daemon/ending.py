@@ -110,6 +110,8 @@ class Ending:
             artifacts=ended.artifacts if ended and outcome is Outcome.SUCCEEDED else (),
             timings=ended.timings if ended else {},
             engine=ended.engine if ended else None,
+            loading=ended.loading if ended else None,
+            memory=ended.memory if ended else None,
             error=failure.error.model_dump() if failure else None,
             **told,
         )

@@ -68,8 +68,16 @@ class _Child:
 
 
 class LocalExecutor:
-    def __init__(self, devices: Mapping[str, str], models: Path, mailbox: Mailbox, command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        devices: Mapping[str, str],
+        models: Path,
+        mailbox: Mailbox,
+        settings: messages.WorkerSettings | None = None,
+        command: Sequence[str] = (),
+    ) -> None:
         self._devices, self._models, self._mailbox = devices, models, mailbox
+        self._settings = (settings or messages.WorkerSettings()).model_dump_json()
         self._command = tuple(command) or (sys.executable, "-m", "imagend.worker")
         self._children: dict[str, _Child] = {}
 
@@ -85,7 +93,8 @@ class LocalExecutor:
 
     def _start(self, worker: str) -> None:
         ours, theirs = socket.socketpair()
-        arguments = ("--fd", str(theirs.fileno()), "--device", self._devices[worker], "--models", str(self._models))
+        arguments = ["--fd", str(theirs.fileno()), "--device", self._devices[worker]]
+        arguments += ["--models", str(self._models), "--settings", self._settings]
         with theirs:
             process = subprocess.Popen(
                 (*self._command, *arguments),

@@ -31,9 +31,11 @@ class Context:
     """What a kind may use besides its spec. `progress` is heartbeat and cancel point in one."""
 
     def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None], interval_s: float) -> None:
-        self.job, self.folder, self.pipelines = run.job, Path(run.folder), pipelines
+        self.job, self.folder, self.known, self.pipelines = run.job, Path(run.folder), run.known, pipelines
         self.timings: dict[str, float] = {}
-        self.engine: dict[str, Any] = {}
+        self.engine: dict[str, Any] = {}  # what decides the pixels
+        self.loading: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}
         self.interrupted = threading.Event()
         self._say, self._interval_s = say, interval_s
         self._said_at = 0.0
@@ -111,6 +113,8 @@ class Worker:
             artifacts=artifacts,
             timings=context.timings,
             engine=context.engine or None,
+            loading=context.loading or None,
+            memory=context.memory or None,
             failure=failure,
         )
 

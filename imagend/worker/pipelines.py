@@ -21,6 +21,7 @@ with warnings.catch_warnings():
 
 from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
+from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 
 transformers.utils.logging.disable_progress_bar()
@@ -37,8 +38,8 @@ _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeErro
 class Pipelines:
     """One device and the model that is loaded on it."""
 
-    def __init__(self, device: str, models: Models) -> None:
-        self.device, self.models = device, models
+    def __init__(self, device: str, models: Models, settings: WorkerSettings | None = None) -> None:
+        self.device, self.models, self.settings = device, models, settings or WorkerSettings()
         self.dtype = torch.float32 if device == "cpu" else torch.float16
         self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
         self.model: Model | None = None

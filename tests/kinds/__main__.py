@@ -22,6 +22,7 @@ if __name__ == "__main__":
     parser.add_argument("--fd", type=int)
     parser.add_argument("--device")
     parser.add_argument("--models")
+    parser.add_argument("--settings")
     arguments = parser.parse_args()
     if os.environ.get("KINDS") == "stillborn":
         os._exit(7)

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     parser.add_argument("--fd", type=int)
     parser.add_argument("--device")
     parser.add_argument("--models")
+    parser.add_argument("--settings")
     arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
