@@ -1,0 +1,104 @@
+"""SDXL with random weights, written from its configs: speed and memory depend on shapes, not on values. No download.
+
+Weights are drawn as torch draws those of a new layer (uniform, within 1 / sqrt(fan in)), norms are 1 and biases 0, so
+that half precision paints finite noise. Each tensor is drawn and written by itself: memory stays at a few of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # their own import-time warnings
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+Shapes = Mapping[str, Sequence[int]]
+Overrides = Mapping[str, Mapping[str, Any]]
+"""component → keys of its config.json that shall be otherwise"""
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+SLIM: Overrides = {
+    "unet": {"transformer_layers_per_block": [0, 1, 2], "layers_per_block": 1},
+    "text_encoder": {"num_hidden_layers": 2},
+    "text_encoder_2": {"num_hidden_layers": 2},
+}
+"""SDXL's widths with few layers: some 0.7 billion weights, made in seconds, for tests of what needs size"""
+
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+
+def build(configs: Path, folder: Path, dtype: torch.dtype = torch.float16, overrides: Overrides | None = None) -> None:
+    """Write a diffusers folder: `configs` (a folder without weights, or whose weights are ignored), and weights."""
+    shutil.copytree(configs, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.py", "*.png", "README*"))
+    for seed, component in enumerate(WEIGHTS):
+        path = folder / component / "config.json"
+        config = json.loads(path.read_text()) | dict((overrides or {}).get(component, {}))
+        path.write_text(json.dumps(config, indent=2))
+        write(folder / component / WEIGHTS[component], shapes(component, config), dtype, seed)
+
+
+def shapes(component: str, config: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The names and shapes of a component's weights."""
+    with torch.device("meta"):
+        model = _model(component, dict(config))
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _model(component: str, config: dict[str, Any]) -> Any:
+    match component:
+        case "unet":
+            return UNet2DConditionModel.from_config(config)
+        case "vae":
+            return AutoencoderKL.from_config(config)
+        case "text_encoder":
+            return CLIPTextModel(CLIPTextConfig(**config))
+        case _:
+            return CLIPTextModelWithProjection(CLIPTextConfig(**config))
+
+
+def write(path: Path, tensors: Shapes, dtype: torch.dtype, seed: int) -> None:
+    """A safetensors file of random weights. Format: https://github.com/huggingface/safetensors, "Format"."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+
+        def fill(number: int, name: str) -> None:
+            drawn = draw(name, tensors[name], dtype, seed * 10_000 + number)  # torch's generator takes 32 bits of it
+            data, at = memoryview(drawn.view(torch.uint8).numpy()).cast("B"), header[name]["data_offsets"][0]
+            while data:
+                count = os.pwrite(file.fileno(), data, 8 + len(text) + at)
+                data, at = data[count:], at + count
+
+        list(pool.map(fill, range(len(tensors)), tensors))
+
+
+def draw(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """One tensor's values, as one row. Contiguous."""
+    if len(shape) < 2:
+        return torch.full((math.prod(shape),), 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(math.prod(shape), dtype=dtype).uniform_(-bound, bound, generator=generator)
