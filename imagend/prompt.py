@@ -7,6 +7,7 @@ compel's in compel_syntax.py.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from imagend.compel_syntax import compel
 from imagend.prompt_tree import (
@@ -22,6 +23,7 @@ from imagend.prompt_tree import (
 )
 
 
+@lru_cache(maxsize=16)  # a prompt is read when its job is checked, and again by each who uses it
 def parse(text: str, syntax: PromptSyntax) -> Prompt:
     """Read a prompt; raises ValueError, which says what to change. Unbalanced brackets are text, not an error."""
     if len(text) > MAX_CHARACTERS:

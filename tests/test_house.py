@@ -34,6 +34,7 @@ WORDS = {
     "prompt",
     "prompt_tree",
     "compel_syntax",
+    "mentions",
     "schedulers",
     "messages",
     "signers",

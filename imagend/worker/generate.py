@@ -60,7 +60,7 @@ def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
             if embeddings is None:
                 context.progress("encoding", index, len(spec.seeds))
                 with context.timed("encoding"):
-                    embeddings = encode(pipe, spec.prompt, spec.negative_prompt, spec.prompt_syntax, spec.clip_skip)
+                    embeddings = _encode(pipe, spec, context)
             start = time.perf_counter()
             with context.timed("painting"):
                 image = _call(pipe, spec, index, seed, embeddings, context)
@@ -68,6 +68,19 @@ def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
             painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine))
         with context.timed("saving"):
             return tuple(one.result() if isinstance(one, Future) else one for one in painted)
+
+
+def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tensor]:
+    pipelines = context.pipelines
+    return encode(
+        pipe,
+        spec.prompt,
+        spec.negative_prompt,
+        spec.prompt_syntax,
+        spec.clip_skip,
+        cache=pipelines.prompts,
+        encoders=pipelines.encoders(),
+    )
 
 
 def _call(

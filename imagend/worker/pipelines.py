@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,7 @@ from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
+from imagend.worker.prompt_cache import PromptCache
 
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
@@ -44,6 +45,7 @@ class Pipelines:
         self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
         self.model: Model | None = None
         self.files: dict[str, str] = {}
+        self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         self._pipe: Any = None
         self._scheduler_config: dict[str, Any] = {}
 
@@ -84,6 +86,11 @@ class Pipelines:
             choice = schedulers.choose(name)
             cls, overrides = getattr(diffusers, choice.class_name), dict(choice.overrides)
         self._pipe.scheduler = cls.from_config(self._scheduler_config, **overrides)
+
+    def encoders(self) -> Hashable:
+        """All that decides what the text encoders make of a text."""
+        files = {name: sha256 for name, sha256 in self.files.items() if name.startswith("text_encoder")}
+        return digest(files), str(self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """What painted, for the manifest. JSON only."""
