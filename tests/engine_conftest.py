@@ -64,6 +64,10 @@ def _fresh(painter: Painter) -> None:
 @pytest.fixture(scope="session")
 def plain() -> Any:
     """diffusers alone, as a user would load it."""
+    return load_plain()
+
+
+def load_plain() -> Any:
     pipe = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, dtype=torch.float32, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

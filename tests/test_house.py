@@ -37,6 +37,7 @@ WORDS = {
     "mentions",
     "schedulers",
     "messages",
+    "memory_plan",
     "signers",
     "signing",
     "config",
