@@ -44,6 +44,11 @@ def find(explicit: Path | None) -> Path:
     return here if here.exists() or not SYSTEM_CONFIG.exists() else SYSTEM_CONFIG
 
 
+def expand(path: str) -> Path:
+    """A path in which ~ and $VARIABLES stand for what they mean to the user we run as."""
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111  Path.expanduser() raises for ~stranger
+
+
 def load(path: Path) -> Config:
     """Read config.yaml; paths in the result are absolute. Raises BadConfig, naming key, value and remedy."""
     try:

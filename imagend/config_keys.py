@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from imagend.job import CLIENT_NAME, NAME, Frozen, Side
+from imagend.job import CLIENT_NAME, NAME, Frozen, ModelName, Side
 from imagend.messages import WorkerSettings
 from imagend.rights import Limits, Rights
 
@@ -74,7 +74,9 @@ class Config(Frozen):
         "A change needs a restart.",
     )
     models: Folder = Field(
-        Path("models"), description="Weights, in ComfyUI's folder names: diffusers/<name>/. A change needs a restart."
+        Path("models"),
+        description="Weights, in ComfyUI's folder names: checkpoints/, loras/, vae/, diffusers/<name>/ and so on. What "
+        "is put there or removed is noticed. A change of the folder needs a restart.",
     )
     extra_model_paths: Folder | None = Field(
         None,
@@ -85,7 +87,7 @@ class Config(Frozen):
         Path("keys/allowed_signers"),
         description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
     )
-    default_model: str = Field("shapes-xl", pattern=NAME, description="The model of jobs that name none.")
+    default_model: ModelName = Field("shapes-xl", description="The model of jobs that name none.")
     image_types: dict[Name, ImageType] = Field(
         _IMAGE_TYPES,
         description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "

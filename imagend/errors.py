@@ -5,7 +5,8 @@ ImagendError
 │   ├── Unauthorized (Unsigned), Forbidden, Expired, TooLarge, UnknownJob
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
-│   ├── UnknownModel, BrokenModel, BrokenWeights, BadPicture, PromptTooLong, UnsupportedSetting
+│   ├── UnknownModel, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
+│   ├── BadPicture, PromptTooLong, UnsupportedSetting
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
@@ -117,9 +118,21 @@ class JobFailed(ImagendError):
 
 
 class UnknownModel(JobFailed):
-    """No model named {!r} under models/. Known models: {}. Put the model there or correct the field `model`."""
+    """No {} named {!r} under models/. Known are: {}. Put it there or correct its name in the job."""
 
     code, status = "MODEL_NOT_FOUND", 404
+
+
+class AmbiguousModel(JobFailed):
+    """Which {} is {!r}? There are {}. Name one of them, with its folder."""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class UnusableModel(JobFailed):
+    """The {} {!r} cannot be used: it is {}. Name another one: imagend models lists them."""
+
+    code, status = "MODEL_UNUSABLE", 500
 
 
 class BrokenModel(JobFailed):

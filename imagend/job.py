@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from imagend import prompt as prompts
 from imagend import schedulers
+from imagend.model_names import MAX_NAME, MODEL_NAME
 from imagend.prompt_tree import PromptSyntax
 
 JOB_SCHEMA = "imagend.job/v1"
@@ -85,6 +86,8 @@ def _printable(text: str) -> str:
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(_printable)]
+"""As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 
 
@@ -136,10 +139,10 @@ class Generate(Frozen):
         PromptSyntax.COMPEL,
         description="How weights are written: compel `(red)1.3 hat++`, a1111 `(red:1.3) [hat] BREAK`, or plain (none).",
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         None,
-        pattern=NAME,
-        description="A folder name under models/diffusers/; default_model of config.yaml if left out.",
+        description="A base model: a file under models/checkpoints/, without its extension, or a folder under "
+        "models/diffusers/, as `imagend models` lists them; default_model of config.yaml if left out.",
     )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")

@@ -27,6 +27,7 @@ from imagend.job import (
     Job,
     Ref,
 )
+from imagend.model_names import MODEL_NAME
 from imagend.signing import job_id
 
 MAX_DEPTH = 16
@@ -39,6 +40,7 @@ _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
 _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
     CLIENT_NAME: "must be a client's name as in allowed_signers, 1 to 64 letters, digits and any of . _ @ + -",
+    MODEL_NAME: "must be a model's name as `imagend models` lists it, no path: without . or .. and no / at its ends",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields

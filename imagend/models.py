@@ -1,7 +1,7 @@
-"""models/: which models there are, their digests and native size. Names are keys into a listing, never paths.
+"""models/: which models there are, what they are, and their digests. Names are keys into a listing, never paths.
 
-A job's text is compared with what the listing found, so it cannot lead anywhere. Links are followed: models/ is the
-operator's, who keeps models on other disks, and the Hugging Face cache is made of links.
+A job's text is compared with what the listing found, so it cannot lead anywhere. What a model is, its tensors say
+(recognise.py), which are read once for as long as its files are unchanged.
 """
 
 from __future__ import annotations
@@ -9,85 +9,137 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imagend import files, weights
-from imagend.errors import BrokenModel, UnknownModel
+from imagend.architecture import Architecture, ModelKind, family
+from imagend.errors import BrokenModel, UnusableModel
+from imagend.header import Header
+from imagend.model_folders import Found, ModelFolders
+from imagend.model_names import match
+from imagend.recognise import recognise
+from imagend.recognise_folder import recognise_folder
 
 EMBEDDED = "shapes-xl"
-_PIPELINES = ("StableDiffusionXLPipeline",)
+_MAX_JSON_BYTES = 4 * 2**20
+_CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "config.json")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers-format folder. `native_size` in pixels: what width and height are when a job gives none."""
+    """A weight file, or a folder in diffusers' format. Another `version` means that its files have changed."""
 
+    kind: ModelKind
     name: str
     path: Path
-    native_size: int
+    size: int
+    """bytes of its weight files"""
+    architecture: Architecture
+    is_file: bool
+    version: tuple[str, ...]
+    """the stamp() of each weight file"""
+
+    @property
+    def native_size(self) -> int:
+        """Pixels: what width and height are when a job gives none."""
+        return self.architecture.native_size
 
 
 @dataclass
 class Models:
     root: Path
-    _digests: dict[tuple[int, int, int, int], str] = field(default_factory=dict)
+    extra: Path | None = None
+    """a ComfyUI extra_model_paths.yaml"""
+    _digests: dict[str, str] = field(default_factory=dict)
+    _judged: dict[tuple[ModelKind, Path], tuple[tuple[str, ...], Architecture | str]] = field(default_factory=dict)
 
-    def list(self) -> list[str]:
-        """Names of the folders under models/diffusers/ that hold an SDXL pipeline, sorted."""
-        found = (path.parent for path in (self.root / "diffusers").glob("*/model_index.json"))
-        return sorted(
-            path.name
-            for path in found
-            if not path.name.startswith(".") and _read(path / "model_index.json").get("_class_name") in _PIPELINES
-        )
+    def __post_init__(self) -> None:
+        self.folders = ModelFolders(self.root, self.extra)
 
-    def find(self, name: str) -> Model:
-        """Raises UnknownModel, which lists the known ones, or BrokenModel."""
-        known = self.list()
-        if name not in known:
-            raise UnknownModel(name, ", ".join(known) or "none")
-        path = self.root / "diffusers" / name
-        sample_size = _read(path / "unet" / "config.json").get("sample_size")
-        channels = _read(path / "vae" / "config.json").get("block_out_channels")
-        if type(sample_size) is not int or sample_size < 1:
-            raise BrokenModel(name, "unet/config.json has no whole number `sample_size`")
-        if not isinstance(channels, list) or not channels:
-            raise BrokenModel(name, "vae/config.json has no list `block_out_channels`")
-        return Model(name, path, sample_size * 2 ** (len(channels) - 1))
+    def list(self, kind: ModelKind = ModelKind.BASE) -> list[str]:
+        """Names of what lies in the folders of a kind, sorted. Whether each can be used, find() says."""
+        return sorted(self.folders.list(kind).found)
+
+    def find(self, name: str, kind: ModelKind = ModelKind.BASE) -> Model:
+        """Raises UnknownModel, with the known ones, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights."""
+        listing = self.folders.list(kind)
+        return self.judge(listing.found[match(name, kind, listing.found)], kind)
+
+    def judge(self, found: Found, kind: ModelKind) -> Model:
+        """What something that was listed is. Raises UnusableModel, BrokenModel, BrokenWeights."""
+        paths = (found.path,) if found.is_file else _weight_files(found.path)
+        try:
+            states = [path.stat() for path in paths]
+        except OSError as error:
+            raise BrokenModel(found.name, error.strerror or "it cannot be read") from None
+        version = tuple(stamp(status) for status in states)
+        architecture = self._architecture(found, kind, version)
+        size = sum(status.st_size for status in states)
+        return Model(kind, found.name, found.path, size, architecture, found.is_file, version)
+
+    def _architecture(self, found: Found, kind: ModelKind, version: tuple[str, ...]) -> Architecture:
+        known, judged = self._judged.get((kind, found.path), (None, ""))
+        if known != version:
+            try:
+                judged = self._recognise(found, kind)
+            except ValueError as error:
+                judged = str(error)
+            if found.is_file:  # a folder's weights do not tell when its configuration has changed
+                self._judged[kind, found.path] = (version, judged)
+        if isinstance(judged, str):
+            raise UnusableModel(kind.noun, found.name, judged)
+        return judged
+
+    def _recognise(self, found: Found, kind: ModelKind) -> Architecture:
+        metadata: Mapping[str, str] = {}
+        if found.is_file:
+            header = weights.read_header(found.path, found.path.name)
+            judged, metadata = recognise(header, kind), header.metadata
+        else:
+            judged = recognise_folder(found.name, kind, {file: read_json(found.path / file) for file in _CONFIGS})
+        return replace(judged, family=family(metadata, found.name)) if judged.base else judged
+
+    def header(self, model: Model) -> Header:
+        """What a single weight file says of itself. Raises BrokenWeights."""
+        return weights.read_header(model.path, model.path.name)
 
     def digests(self, model: Model) -> dict[str, str]:
         """SHA-256 of each weight file by its path in the model's folder; hashed once while it is unchanged."""
         found = {}
-        for path in _weight_files(model):
+        for path in self.weight_files(model):
             status = path.stat()
-            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            key = stamp(status)
             if key not in self._digests:
                 with path.open("rb") as file:
                     self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(model.path).as_posix()] = self._digests[key]
+            name = path.name if model.is_file else path.relative_to(model.path).as_posix()
+            found[name] = self._digests[key]
         return found
+
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Take over what another has hashed: SHA-256 of files by their stamp()."""
+        self._digests.update(digests)
+
+    def weight_files(self, model: Model) -> tuple[Path, ...]:
+        """Those that a library may load."""
+        return (model.path,) if model.is_file else _weight_files(model.path)
 
     def check(self, model: Model) -> None:
         """The gate before a library opens the model: its weights are what they say, and nothing in it is unpickled.
 
         Raises BrokenModel, BrokenWeights.
         """
-        for path in _weight_files(model):
-            weights.read_header(path, f"{model.name}/{path.relative_to(model.path).as_posix()}")
-        for path in sorted(model.path.glob("*/*.index.json")):  # which file each tensor of a split model is in
-            places = _read(path).get("weight_map")
-            for place in places.values() if isinstance(places, dict) else (places,):
-                if not (isinstance(place, str) and place.endswith(".safetensors") and "/" not in place):
-                    where = path.relative_to(model.path).as_posix()
-                    raise BrokenModel(model.name, f"{where} names {ascii(place)[:60]}, no safetensors file beside it")
-        for path in sorted(model.path.glob("*/config.json")):
-            if "transformers_weights" in _read(path):  # it would send the library to a file that was not judged here
-                raise BrokenModel(model.name, f"{path.parent.name}/config.json has the setting `transformers_weights`")
-        for path in sorted(model.path.glob("*/adapter_config.json")):  # its weights may be a pickle
-            raise BrokenModel(model.name, f"{path.parent.name} has an adapter, which is not supported")
+        for path in self.weight_files(model):
+            where = path.name if model.is_file else f"{model.name}/{path.relative_to(model.path).as_posix()}"
+            weights.read_header(path, where)
+        if not model.is_file:
+            _check_folder(model)
 
     def install_embedded(self) -> bool:
         """Put the model that imagend carries under models/diffusers/, where it is missing; True if it was."""
@@ -105,19 +157,46 @@ class Models:
         return True
 
 
-def digest(digests: dict[str, str]) -> str:
-    """One SHA-256 for a model of several files: of its lines "<sha256>  <path>", as `sha256sum` prints them."""
+def digest(digests: Mapping[str, str]) -> str:
+    """One SHA-256 for a model: its file's own; of several, that of the lines "<sha256>  <path>" as sha256sum prints."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode()).hexdigest()
 
 
-def _weight_files(model: Model) -> list[Path]:
+def stamp(status: os.stat_result) -> str:
+    """What tells one state of a file from another without reading it: device, inode, size and time of change."""
+    return f"{status.st_dev:x}:{status.st_ino:x}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
     """Those that diffusers may load: it looks no deeper. Unlike rglob(), glob() looks into folders that are links."""
-    return sorted((*model.path.glob("*.safetensors"), *model.path.glob("*/*.safetensors")))
+    return tuple(sorted((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _check_folder(model: Model) -> None:
+    for path in sorted(model.path.glob("*/*.index.json")):  # which file each tensor of a split model is in
+        places = read_json(path).get("weight_map")
+        for place in places.values() if isinstance(places, dict) else (places,):
+            if not (isinstance(place, str) and place.endswith(".safetensors") and "/" not in place):
+                where = path.relative_to(model.path).as_posix()
+                raise BrokenModel(model.name, f"{where} names {ascii(place)[:60]}, no safetensors file beside it")
+    for path in sorted((*model.path.glob("config.json"), *model.path.glob("*/config.json"))):
+        if "transformers_weights" in read_json(path):  # it would send the library to a file that was not judged here
+            where = path.relative_to(model.path).as_posix()
+            raise BrokenModel(model.name, f"{where} has the setting `transformers_weights`")
+    for path in sorted(model.path.glob("*/adapter_config.json")):  # its weights may be a pickle
+        raise BrokenModel(model.name, f"{path.parent.name} has an adapter, which is not supported")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size, or nothing. No pipe is waited for."""
     try:
-        value = json.loads(path.read_text())
+        with open(path, "rb", opener=weights.no_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return {}
+            text = file.read(_MAX_JSON_BYTES + 1)
+        value = json.loads(text) if len(text) <= _MAX_JSON_BYTES else {}
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # ours is the shortage, not the model's
             raise

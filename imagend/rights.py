@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from imagend.job import NAME, Frozen, Kind
+from imagend.job import Frozen, Kind, ModelName
 
 UNIX_GROUP = r"^[a-z_][a-z0-9_-]{0,31}$"
 
@@ -24,7 +24,7 @@ def _list(value: Any) -> Any:
 
 
 Kinds = Annotated[tuple[Annotated[str, AfterValidator(_kind)], ...], BeforeValidator(_list)]
-Models = Annotated[tuple[Annotated[str, Field(pattern=NAME)], ...], BeforeValidator(_list)]
+Models = Annotated[tuple[ModelName, ...], BeforeValidator(_list)]
 
 
 class Limits(Frozen):

@@ -12,13 +12,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from imagend.errors import BrokenWeights
+from imagend.header import Header, Tensor
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 20_000
@@ -47,17 +46,6 @@ _DISGUISES = {
 }
 
 
-class Tensor(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Header:
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-
-
 def read_header(path: Path, name: str) -> Header:
     """What a weight file says of itself; `name` is what messages call it. Raises BrokenWeights.
 
@@ -65,7 +53,7 @@ def read_header(path: Path, name: str) -> Header:
     But no pipe is waited for.
     """
     try:
-        with open(path, "rb", opener=_no_waiting) as file:
+        with open(path, "rb", opener=no_waiting) as file:
             return _header(file)
     except OSError as error:
         raise BrokenWeights(name, error.strerror or "it cannot be read") from None
@@ -73,7 +61,7 @@ def read_header(path: Path, name: str) -> Header:
         raise BrokenWeights(name, error) from None
 
 
-def _no_waiting(path: str, flags: int) -> int:
+def no_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 

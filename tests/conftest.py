@@ -111,7 +111,7 @@ class Home:
             reload=lambda: configuration.load(self.root / "config.yaml"),
             spool=spool,
             outputs=outputs,
-            models=Models(config.models),
+            models=Models(config.models, config.extra_model_paths),
             executor=executor(mailbox),
             doors=[Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes],
             mailbox=mailbox,

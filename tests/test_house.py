@@ -42,9 +42,16 @@ WORDS = {
     "signing",
     "config",
     "config_keys",
+    "header",
+    "architecture",
+    "widths",
+    "recognise",
+    "recognise_lora",
+    "recognise_folder",
+    "model_names",
     "rights",
 }
-SHELVES = {"files", "inbox", "spool", "outputs", "models", "weights"}
+SHELVES = {"files", "inbox", "spool", "outputs", "models", "model_folders", "weights"}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
@@ -52,7 +59,7 @@ HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safete
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
-    "models": WORDS | {"files", "weights"},
+    "models": WORDS | {"files", "weights", "model_folders"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
     "cli": WORDS | SHELVES | {"cli", "logs"},

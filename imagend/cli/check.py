@@ -115,7 +115,7 @@ def _keys(config: Config) -> Iterator[Finding]:
 
 
 def _models(config: Config) -> Iterator[Finding]:
-    models = Models(config.models)
+    models = Models(config.models, config.extra_model_paths)
     for name in models.list():
         try:
             model = models.find(name)

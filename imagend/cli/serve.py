@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             reload=lambda: configuration.load(path),
             spool=spool,
             outputs=outputs,
-            models=Models(config.models),
+            models=Models(config.models, config.extra_model_paths),
             executor=executor,
             doors=doors,
             mailbox=mailbox,

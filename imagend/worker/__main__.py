@@ -30,7 +30,8 @@ def main() -> None:
     from imagend.worker.pipelines import Pipelines
 
     settings = WorkerSettings.model_validate_json(arguments.settings)
-    serve(socket.socket(fileno=arguments.fd), Pipelines(arguments.device, Models(arguments.models), settings))
+    models = Models(arguments.models, Path(settings.extra_model_paths) if settings.extra_model_paths else None)
+    serve(socket.socket(fileno=arguments.fd), Pipelines(arguments.device, models, settings))
 
 
 if __name__ == "__main__":

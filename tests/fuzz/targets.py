@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imagend import jobfile, prompt, signing
 from imagend.errors import BadPicture, BrokenWeights, Rejected, Unauthorized
-from imagend.job import NAME, Job
+from imagend.job import Job
+from imagend.model_names import MODEL_NAME
 from imagend.prompt_tree import MAX_BLOCKS, MAX_WEIGHT, MIN_WEIGHT, PromptSyntax
 from imagend.signers import AllowedSigners
 from imagend.weights import read_header
@@ -62,7 +63,7 @@ def job(raw: bytes) -> bool:
     assert re.fullmatch(r"[0-9a-f]{20}", item.ref.id)
     if isinstance(item, Job):
         assert item.ref.client == "alice"
-        assert item.spec.model is None or re.fullmatch(NAME, item.spec.model)
+        assert item.spec.model is None or re.fullmatch(MODEL_NAME, item.spec.model)
         assert type(item.spec).model_validate_json(item.spec.model_dump_json()) == item.spec
     return True
 

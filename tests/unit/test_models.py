@@ -12,7 +12,7 @@ import pytest
 from fuzz.targets import safetensors
 
 from imagend import models as module
-from imagend.errors import BrokenModel, BrokenWeights, UnknownModel
+from imagend.errors import BrokenModel, BrokenWeights, UnknownModel, UnusableModel
 from imagend.models import EMBEDDED, Model, Models, digest
 
 
@@ -42,7 +42,8 @@ def make(models: Models, name: str, pipeline: str = "StableDiffusionXLPipeline",
 def test_a_model_is_found_with_its_native_size(models: Models) -> None:
     folder = make(models, "xl")
     assert models.list() == ["xl"]
-    assert models.find("xl") == Model("xl", folder, native_size=1024)
+    found = models.find("xl")
+    assert (found.kind, found.name, found.path, found.is_file, found.native_size) == ("base", "xl", folder, False, 1024)
 
 
 def test_the_carried_model_is_of_a_native_size_of_128() -> None:
@@ -52,30 +53,46 @@ def test_the_carried_model_is_of_a_native_size_of_128() -> None:
 
 def test_no_models_folder_is_no_models(models: Models) -> None:
     assert models.list() == []
-    with pytest.raises(UnknownModel, match="Known models: none"):
+    with pytest.raises(UnknownModel, match="Known are: none"):
         models.find("xl")
 
 
-def test_only_sdxl_pipelines_in_folders_that_are_not_hidden_are_listed(models: Models) -> None:
+def test_folders_that_are_models_and_not_hidden_are_listed(models: Models) -> None:
     for name in ("b", "a", ".hidden", ".shapes-xl.tmp"):
         make(models, name)
-    make(models, "sd15", pipeline="StableDiffusionPipeline")
-    make(models, "no-json", model_index="{")
-    make(models, "a-list", model_index="[]")
-    make(models, "no-class", model_index={})
     (models.root / "diffusers" / "empty").mkdir()
     (models.root / "diffusers" / "a-file").touch()
     assert models.list() == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["nope", "../x", "../diffusers/xl", "xl/", "./xl", ".hidden", "", ".", "..", "/etc"])
+@pytest.mark.parametrize(
+    ("index", "error", "says"),
+    [
+        ({"_class_name": "StableDiffusionPipeline"}, UnusableModel, "it is a model for StableDiffusionPipeline"),
+        ("{", BrokenModel, "model_index.json has no text `_class_name`"),
+        ("[]", BrokenModel, "model_index.json has no text `_class_name`"),
+        ("[" * 100_000, BrokenModel, "model_index.json has no text `_class_name`"),
+        ({}, BrokenModel, "model_index.json has no text `_class_name`"),
+    ],
+)
+def test_a_folder_that_is_no_sdxl_says_so(models: Models, index: Any, error: type[Exception], says: str) -> None:
+    make(models, "odd", model_index=index)
+    with pytest.raises(error) as caught:
+        models.find("odd")
+    assert says in str(caught.value)
+    assert "'odd'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["no", "../x", "../../diffusers/x", "../diffusers/xl", "xl/", "./xl", ".hidden", "", ".", "..", "/etc"]
+)
 def test_an_unknown_name_is_answered_with_the_known_ones(models: Models, name: str) -> None:
     for known in ("xl", "anime", ".hidden"):
         make(models, known)
-    make(Models(models.root / "diffusers"), "x")  # there is something at diffusers/../x, nearly
+    make(Models(models.root / ".."), "x")  # there is something at diffusers/../../diffusers/x
     with pytest.raises(UnknownModel) as caught:
         models.find(name)
-    for part in (repr(name), "Known models: anime, xl", "correct the field `model`"):
+    for part in (repr(name), "Known are: ", "anime", "xl", "correct its name in the job"):
         assert part in str(caught.value)
 
 
@@ -215,12 +232,6 @@ def test_nothing_that_was_not_judged_is_loaded(
         models.check(whole)
     assert says in str(caught.value)
     assert "'xl'" in str(caught.value)
-
-
-def test_a_listing_survives_a_description_that_is_nested_without_end(models: Models) -> None:
-    make(models, "deep", model_index="[" * 100_000)
-    make(models, "xl")
-    assert models.list() == ["xl"]
 
 
 def test_one_digest_for_all_is_that_of_sha256sums_lines() -> None:

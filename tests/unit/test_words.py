@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagend import errors, jobfile, messages, schedulers
+from imagend.architecture import Architecture, ModelKind
 from imagend.config import Config, ImageType
 from imagend.daemon.recipe import complete, seeds
 from imagend.daemon.retry import MAX_DELAY_S, restart_delay_s, worth_another_attempt
@@ -36,6 +37,11 @@ from imagend.models import Model
 from imagend.signing import Key
 
 REF = Ref("alice", "0123456789abcdef0123")
+
+
+def model(name: str, native_size: int) -> Model:
+    architecture = Architecture(ModelKind.BASE, "diffusers", base="sdxl", native_size=native_size)
+    return Model(ModelKind.BASE, name, Path(name), 0, architecture, is_file=False, version=())
 
 
 # retry.py
@@ -137,7 +143,7 @@ def test_a_change_that_keeps_inode_size_and_time_is_noticed(tmp_path: Path) -> N
 
 # recipe.py
 
-XL, SMALL = Model("xl", None, 1024), Model("shapes-xl", None, 128)  # type: ignore[arg-type]
+XL, SMALL = model("xl", 1024), model("shapes-xl", 128)
 TALL = ImageType(width=832, height=1216, prompt_prefix="pre, ", prompt_suffix=", post", negative_prompt="blurry")
 CONFIG = Config(image_types={"tall": TALL, "plain": ImageType()})
 
@@ -152,8 +158,8 @@ CONFIG = Config(image_types={"tall": TALL, "plain": ImageType()})
         ({"image_type": "tall"}, XL, (832, 1216)),
         ({"image_type": "tall"}, SMALL, (104, 152)),  # the same shape at the model's own scale
         ({"image_type": "tall", "width": 640}, XL, (640, 1216)),
-        ({"image_type": "tall"}, Model("tiny", None, 32), (64, 64)),  # type: ignore[arg-type]
-        ({"image_type": "tall"}, Model("huge", None, 4096), (2048, 2048)),  # type: ignore[arg-type]
+        ({"image_type": "tall"}, model("tiny", 32), (64, 64)),
+        ({"image_type": "tall"}, model("huge", 4096), (2048, 2048)),
         ({"image_type": "plain"}, SMALL, (128, 128)),
     ],
 )
@@ -358,7 +364,7 @@ def test_an_error_fills_its_docstring_and_shows_what_clients_expect(cls: type[Im
 
 def test_strangers_text_in_an_error_is_not_a_format() -> None:
     assert str(errors.InvalidJob("{0.__class__} {} {x}")) == "{0.__class__} {} {x}"
-    assert "{y}" in str(errors.UnknownModel("{y}", "none"))
+    assert "{y}" in str(errors.UnknownModel("model", "{y}", "none"))
 
 
 def test_unsigned_shows_the_ending_that_is_missing() -> None:
