@@ -226,13 +226,16 @@ sys.exit(f"imports {heavy}" if heavy else 0)
         ["schema"],
         ["submit", "generate", "--prompt", "x"],
         ["init", "x"],
+        ["replay", "0" * 20],
         ["--help"],
     ):
         done = subprocess.run([sys.executable, "-c", script, *command], cwd=home.root, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
 
 
-@pytest.mark.parametrize("command", ["init", "serve", "submit", "watch", "cancel", "status", "check", "schema"])
+@pytest.mark.parametrize(
+    "command", ["init", "serve", "submit", "watch", "replay", "cancel", "status", "check", "schema"]
+)
 def test_help_teaches(tmp_path: Path, command: str) -> None:
     done = imagend(command, "--help", cwd=tmp_path)
     assert done.returncode == 0

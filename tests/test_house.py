@@ -35,6 +35,7 @@ WORDS = {
     "prompt_tree",
     "compel_syntax",
     "mentions",
+    "likeness",
     "schedulers",
     "messages",
     "memory_plan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,3 +201,30 @@ def test_an_inbox_that_is_not_there_degrades_the_daemon_and_may_come_later(home:
         ref = home.drop(**JOB)
         wait_for(lambda: home.where(ref) == "done", home)
     assert home.outcome(ref) == "succeeded"
+
+
+def test_replay_is_the_same_bit_for_bit_until_a_weight_is_another(home: Home) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models = home.root / "models"
+    shutil.copytree(home.config.models / "diffusers" / "shapes-xl", models / "diffusers" / "shapes-xl")
+    config = home.root / "config.yaml"
+    config.write_text(config.read_text().replace(f"models: {home.config.models}", f"models: {models}"))
+    with serving(home) as daemon:
+        ref = home.drop(**JOB | {"count": 2, "scheduler": "Euler a"})
+        wait_for(lambda: home.where(ref) == "done", home)
+        done = imagend("replay", ref.id, cwd=home.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == f"{ref}: painted again, the same bit for bit"
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(PATIENCE_S) == 0
+    (weights,) = (models / "diffusers" / "shapes-xl" / "vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"] += 0.1
+    save_file(tensors, weights)
+    with serving(home):
+        done = imagend("replay", ref.id, "--json", cwd=home.root)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["equal"]) == (5, False)
+    components = [difference["component"] for difference in told["differences"]]
+    assert components == ["model.sha256", f"model.files.vae/{weights.name}"]

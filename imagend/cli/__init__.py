@@ -18,14 +18,15 @@ COMMANDS = {
     "serve": "run the daemon in the foreground",
     "submit": "sign a job and drop it into the inbox",
     "watch": "follow a job to its end; the exit status tells the outcome",
+    "replay": "paint a job again from its manifest and say whether it is the same, bit for bit, or what differs",
     "cancel": "cancel a job of yours, queued or running",
     "status": "what the daemon is doing",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "schema": "print the JSON Schema of job files",
 }
 EPILOG = """\
-exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 64 wrong use, 69 the daemon is not
-running, 74 disk trouble, 75 --timeout passed, 78 a mistake in the configuration
+exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 5 not the same bits, 64 wrong use, 69 the
+daemon is not running, 74 disk trouble, 75 --timeout passed, 78 a mistake in the configuration
 Start: imagend init; imagend serve; and elsewhere: imagend submit generate --prompt "a red circle" --wait"""
 
 

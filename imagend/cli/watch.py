@@ -52,27 +52,32 @@ def parse_ref(text: str, config: Config) -> Ref:
 
 def follow(config: Config, ref: Ref, arguments: argparse.Namespace) -> int:
     """Show each change until the job has ended; return the exit status that tells how."""
-    show = _shower(arguments.json, config, ref)
+    show = _json_shower(ref) if arguments.json else shower(config, ref)
+    sight = wait(config, ref, arguments.timeout, show)
+    return EXIT_STATUS[sight.outcome] if sight else TIMED_OUT
+
+
+def wait(config: Config, ref: Ref, timeout_s: float | None, show: Callable[[Sight], None]) -> Sight | None:
+    """Show how a job looks, again and again, until it has ended; None if that takes too long."""
     start = time.monotonic()
     last_known = start
     while True:
         sight = look(config, ref)
         show(sight)
         if sight.state in ("ended", "rejected"):
-            return EXIT_STATUS[sight.outcome]
+            return sight
         now = time.monotonic()
         if sight.state != "unknown":
             last_known = now
         elif now - last_known > _UNKNOWN_LIMIT_S:
             raise Unreachable(f"No job {ref.id} of {ref.client} is known here. Whose is it? Write CLIENT/ID.")
-        if arguments.timeout is not None and now - start > arguments.timeout:
-            return TIMED_OUT
+        if timeout_s is not None and now - start > timeout_s:
+            return None
         time.sleep(_POLL_S)
 
 
-def _shower(as_json: bool, config: Config, ref: Ref) -> Callable[[Sight], None]:
-    if as_json:
-        return _json_shower(ref)
+def shower(config: Config, ref: Ref) -> Callable[[Sight], None]:
+    """Prints what has changed, for people."""
     live = sys.stdout.isatty()
     shown = ""
 
