@@ -166,7 +166,8 @@ class UnsupportedSetting(JobFailed):
 
 
 class OutOfMemory(JobFailed):
-    """The device {} ran out of memory at {}x{} pixels. Ask for a smaller width and height."""
+    """The device {} ran out of memory at {}x{} pixels, in every way that was tried ({}). Ask for a smaller width and
+    height. {}."""
 
     code, status = "OUT_OF_MEMORY", 507
 

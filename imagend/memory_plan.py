@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ _VALUES_PER_LATENT_PIXEL = 16  # times the UNet's first channels
 _VALUES_PER_PIXEL = 3  # times the VAE's second channels
 _MARGIN = 1.25
 _WORKSPACE = 64 << 20
+_MORE = 1.1
+"""A rung that failed is tried again when so much more is available: what others take comes and goes."""
 
 
 class Mode(enum.StrEnum):
@@ -99,15 +101,19 @@ class Work(Frozen):
         return sum(self.text_encoder_bytes) + self.unet_bytes + self.vae_bytes
 
 
+Label = Annotated[str, Field(max_length=64)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
+
+
 class Experience(Frozen):
-    """What was seen of one kind of work on one device. Labels are those of `label`, values are bytes."""
+    """What was seen of one kind of work on one device. Labels are those of `label`."""
 
     model: str = Field(max_length=256)
-    peaks: dict[str, int] = Field(default_factory=dict, max_length=64)
+    peaks: dict[Label, Bytes] = Field(default_factory=dict, max_length=64)
     """the most that was in use"""
-    estimates: dict[str, int] = Field(default_factory=dict, max_length=64)
+    estimates: dict[Label, Bytes] = Field(default_factory=dict, max_length=64)
     """what the formulas said of the same"""
-    failed: dict[str, int] = Field(default_factory=dict, max_length=64)
+    failed: dict[Label, Bytes] = Field(default_factory=dict, max_length=64)
     """what was available when it did not suffice"""
 
 
@@ -171,8 +177,8 @@ def need(rung: Rung, work: Work, experience: Experience | None = None, correctio
         name = label(stage, rung)
         known = experience.peaks.get(name) if experience else None
         most = known if known is not None else round(estimate(stage, rung, work) * correction)
-        failed = experience.failed.get(name, -1) if experience else -1
-        needs.append(max(most, failed + 1))
+        failed = experience.failed.get(name, 0) if experience else 0
+        needs.append(max(most, round(failed * _MORE)))
     return max(needs)
 
 

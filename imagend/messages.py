@@ -1,7 +1,8 @@
 """What daemon and worker say to each other: JSON lines on a socket, after the settings a worker is started with.
 
-Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, Ended. Each names its job, so that a late word
-cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not reach in here.
+Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, MemoryShort, Ended. Each names its job, so that a
+late word cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not reach
+in here.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Ready(Frozen):
     type: Literal["ready"] = "ready"
     device: str
     versions: dict[str, str]
+    memory: dict[str, int] = Field(default_factory=dict, max_length=8)
+    """of the device: total_bytes (or vram_limit_gb, if that is less) and available_bytes; for the log"""
 
 
 class Progress(Frozen):
@@ -73,6 +76,16 @@ class Progress(Frozen):
     pictures: int = 0
     step: int = 0
     steps: int = 0
+
+
+class MemoryShort(Frozen):
+    """The device ran out of memory at a stage, on a rung of the memory ladder; the worker tries `then`, or gives up."""
+
+    type: Literal["memory_short"] = "memory_short"
+    job: Ref
+    stage: str = Field(max_length=64)
+    rung: str = Field(max_length=64)
+    then: str | None = Field(max_length=64)
 
 
 class Envelope(Frozen):
@@ -117,7 +130,7 @@ class Ended(Frozen):
 
 
 Order = Run | Cancel | Stop
-Word = Ready | Progress | Ended
+Word = Ready | Progress | MemoryShort | Ended
 Message = Order | Word
 _adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
@@ -128,7 +141,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """Raises ValueError on anything that is not one of the six messages."""
+    """Raises ValueError on anything that is not one of the seven messages."""
     return _adapter.validate_json(line)
 
 

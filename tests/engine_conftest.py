@@ -17,7 +17,7 @@ from conftest import REPOSITORY  # noqa: E402
 from imagend.config import Config  # noqa: E402
 from imagend.daemon.recipe import complete  # noqa: E402
 from imagend.job import Generate, Ref  # noqa: E402
-from imagend.messages import Message, Run  # noqa: E402
+from imagend.messages import Known, Message, Run  # noqa: E402
 from imagend.models import Models  # noqa: E402
 from imagend.worker.main import Worker  # noqa: E402
 from imagend.worker.pipelines import Pipelines, StableDiffusionXLPipeline  # noqa: E402
@@ -34,6 +34,7 @@ class Painter:
         self.pipelines = Pipelines("cpu", self.models)
         self.said: list[Message] = []
         self.hear: Any = None
+        self.known = Known()
         self.worker = Worker(self.pipelines, self._say, interval_s=0.0)
 
     def _say(self, message: Message) -> None:
@@ -46,7 +47,7 @@ class Painter:
         self.said = []
         spec = complete(Generate.model_validate_json(json.dumps(fields)), REF, Config(), self.models.find("shapes-xl"))
         folder.mkdir(parents=True, exist_ok=True)
-        run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder))
+        run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder), known=self.known)
         return self.worker.attempt(run, self.worker.expect(run))
 
 

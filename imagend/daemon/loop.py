@@ -33,12 +33,13 @@ from imagend.daemon.limits import Gate
 from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import complete
 from imagend.daemon.recovery import recover
+from imagend.daemon.remembered import Remembered
 from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
 from imagend.daemon.turn import Turn
 from imagend.errors import JobFailed, NoSpace, Rejected
 from imagend.job import Outcome, Ref
-from imagend.messages import Ended, Failure, Message, Progress, Ready, Run, Stop
+from imagend.messages import Ended, Failure, Known, MemoryShort, Message, Progress, Ready, Run, Stop
 from imagend.models import Models
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -70,6 +71,7 @@ class Daemon:
         self.executor, self.doors, self.mailbox = executor, doors, mailbox
         self.clock, self.wall = clock, wall
         self.turn = Turn()
+        self.remembered = Remembered(config.spool)
         self.slots = {name: Slot(name, device) for name, device in executor.slots().items()}
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
         self.settings = Settings(config, reload, self.health)
@@ -214,7 +216,9 @@ class Daemon:
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        self.executor.send(slot.name, Run(job=ref, kind=job.kind, spec=spec.model_dump(mode="json"), folder=folder))
+        known = Known(memory=self.remembered.of(str(spec.model), spec.width, spec.height))
+        run = Run(job=ref, kind=job.kind, spec=spec.model_dump(mode="json"), folder=folder, known=known)
+        self.executor.send(slot.name, run)
         log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 
     # From the workers to the outputs
@@ -223,10 +227,13 @@ class Daemon:
         match message:
             case Ready():
                 slot.ready = True
-                log.info("worker ready", worker=slot.name, device=message.device, versions=message.versions)
+                log.info("worker ready", worker=slot.name, **message.model_dump(exclude={"type"}))
             case Progress() if slot.holds(message.job):
                 slot.progressed(message, self.settings.config, self.clock())
+            case MemoryShort() if slot.holds(message.job):
+                slot.short_of_memory(message)
             case Ended() if slot.holds(message.job):
+                self.remembered.learn(message.memory)
                 running = slot.ended()
                 failure = message.failure
                 if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):

@@ -13,7 +13,7 @@ from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import ImagendError, TimeLimit, WorkerDied, WorkerSilent
 from imagend.job import Generate, Job, Ref
-from imagend.messages import Cancel, Progress, Stop
+from imagend.messages import Cancel, MemoryShort, Progress, Stop
 
 log = structlog.get_logger()
 
@@ -105,6 +105,14 @@ class Slot:
         self.running.progress = progress
         if not self.running.cancelled and self.killed is None:  # these set a deadline that progress must not move
             self.deadline = now + config.silence_limit_s
+
+    def short_of_memory(self, word: MemoryShort) -> None:
+        """Tell the operator: a rung of the ladder is a warning, its end an error."""
+        told = {"worker": self.name, "job": str(word.job), "stage": word.stage, "rung": word.rung}
+        if word.then:
+            log.warning("out of memory; another way is tried", **told, then=word.then)
+        else:
+            log.error("out of memory; the job is given up", **told)
 
     def cancel(self, executor: Executor, config: Config, now: float) -> None:
         """Ask the worker to stop the job it holds; tend() kills it if it does not listen."""

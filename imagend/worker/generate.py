@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from imagend.errors import DeviceFailed, NoSpace, OutOfMemory
+from imagend.errors import DeviceFailed, NoSpace
 from imagend.job import Artifact, Generate
+from imagend.memory_plan import Stage
 from imagend.worker import images
+from imagend.worker.climb import Climb
 from imagend.worker.encode import encode
 
 if TYPE_CHECKING:
@@ -29,22 +31,24 @@ if TYPE_CHECKING:
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, Interrupt."""
     spec = Generate.model_validate_json(json.dumps(spec_fields))
-    assert spec.model is not None
+    climb = Climb(spec, context, context.pipelines.free_caches)
     try:
-        with context.timed("model_loading"):
-            pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
-            context.pipelines.set_scheduler(spec.scheduler)
-        context.engine.update(context.pipelines.describe())
-        return _paint(spec, pipe, context)
-    except torch.OutOfMemoryError:
-        pass  # leave the except block first: its traceback keeps the tensors alive
+        return climb.over(lambda: _attempt(spec, context, climb))
     except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
         raise DeviceFailed(context.pipelines.device, str(error).splitlines()[0]) from None
-    torch.cuda.empty_cache()
-    raise OutOfMemory(context.pipelines.device, spec.width, spec.height)
 
 
-def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
+def _attempt(spec: Generate, context: Context, climb: Climb) -> tuple[Artifact, ...]:
+    assert spec.model is not None
+    with context.timed("model_loading"):
+        pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
+        climb.place(pipe, context.pipelines.identity())
+        context.pipelines.set_scheduler(spec.scheduler)
+    context.engine.update(context.pipelines.describe())
+    return _paint(spec, pipe, context, climb)
+
+
+def _paint(spec: Generate, pipe: Any, context: Context, climb: Climb) -> tuple[Artifact, ...]:
     assert spec.seeds is not None
     drafts = Drafts(context.folder, _recipe(spec, context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
@@ -59,11 +63,11 @@ def _paint(spec: Generate, pipe: Any, context: Context) -> tuple[Artifact, ...]:
                 continue
             if embeddings is None:
                 context.progress("encoding", index, len(spec.seeds))
-                with context.timed("encoding"):
+                with context.timed("encoding"), climb.during(Stage.ENCODING):
                     embeddings = _encode(pipe, spec, context)
             start = time.perf_counter()
             with context.timed("painting"):
-                image = _call(pipe, spec, index, seed, embeddings, context)
+                image = _call(pipe, spec, index, seed, embeddings, context, climb)
             seconds = round(time.perf_counter() - start, 6)
             painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine))
         with context.timed("saving"):
@@ -84,7 +88,13 @@ def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tens
 
 
 def _call(
-    pipe: Any, spec: Generate, index: int, seed: int, embeddings: dict[str, torch.Tensor], context: Context
+    pipe: Any,
+    spec: Generate,
+    index: int,
+    seed: int,
+    embeddings: dict[str, torch.Tensor],
+    context: Context,
+    climb: Climb,
 ) -> Image.Image:
     assert spec.seeds is not None
     pictures, steps = len(spec.seeds), spec.num_inference_steps
@@ -94,16 +104,33 @@ def _call(
         return tensors
 
     context.progress("painting", index, pictures, 0, steps)
-    result = pipe(
-        **embeddings,
-        width=spec.width,
-        height=spec.height,
-        num_inference_steps=steps,
-        guidance_scale=spec.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        callback_on_step_end=on_step_end,
-    )
-    image: Image.Image = result.images[0]
+    with climb.during(Stage.PAINTING):
+        latents = pipe(
+            **embeddings,
+            width=spec.width,
+            height=spec.height,
+            num_inference_steps=steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=on_step_end,
+            output_type="latent",
+        ).images
+    image: Image.Image = climb.decode(pipe, lambda: _decode(pipe, latents))
+    return image
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _decode(pipe: Any, latents: torch.Tensor) -> Image.Image:
+    """As the pipeline does it, bit for bit."""
+    upcast = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
+    if upcast:
+        pipe.vae.to(torch.float32)
+    try:
+        samples = pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    finally:
+        if upcast:
+            pipe.vae.to(torch.float16)
+    image: Image.Image = pipe.image_processor.postprocess(samples, output_type="pil")[0]
     return image
 
 

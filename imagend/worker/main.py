@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from imagend import __version__, messages
 from imagend.errors import Bug, ImagendError, Interrupt
 from imagend.job import Artifact, Outcome, Ref
-from imagend.messages import Cancel, Ended, Failure, Message, Progress, Ready, Run, Stop
+from imagend.messages import Cancel, Ended, Failure, MemoryShort, Message, Progress, Ready, Run, Stop
 
 if TYPE_CHECKING:
     from imagend.worker.pipelines import Pipelines
@@ -49,6 +49,10 @@ class Context:
             return  # a small model makes a hundred steps a second; nobody can read that, and it costs the painter time
         self._said_at = now
         self._say(Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps))
+
+    def short_of_memory(self, stage: str, rung: str, then: str | None) -> None:
+        """Say that memory ran out, and what is tried instead (None: nothing more)."""
+        self._say(MemoryShort(job=self.job, stage=stage, rung=rung, then=then))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -144,7 +148,8 @@ def serve(connection: socket.socket, pipelines: Pipelines, package: str = "image
 
     worker = Worker(pipelines, say, package)
     threading.Thread(target=listen, name="listen", daemon=True).start()
-    say(Ready(device=pipelines.device, versions={"imagend": __version__, **pipelines.versions}))
+    versions = {"imagend": __version__, **pipelines.versions}
+    say(Ready(device=pipelines.device, versions=versions, memory=pipelines.memory()))
     while (job := runs.get()) is not None:
         ended = worker.attempt(*job)
         if stopping.is_set() and ended.outcome is Outcome.CANCELLED:

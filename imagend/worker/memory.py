@@ -38,6 +38,7 @@ class Placement:
         self.device = torch.device(device)
         self.mode: Mode | None = None
         self._pipe: Any = None
+        self._anatomy: dict[str, Any] = {}
         self._home: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def holds(self, pipe: Any, mode: Mode) -> bool:
@@ -47,8 +48,9 @@ class Placement:
         """Bring a pipeline into a mode, from whichever it is in. What fails leaves it in none, unharmed."""
         if self.holds(pipe, mode):
             return
+        anatomy = self.anatomy(pipe)
         self.release()
-        self._pipe = pipe
+        self._pipe, self._anatomy = pipe, anatomy
         if mode is Mode.RESIDENT:
             for module in modules(pipe).values():
                 module.to(self.device)
@@ -70,6 +72,10 @@ class Placement:
         for tensor, data in self._home:
             tensor.data = data
         self._pipe, self.mode, self._home = None, None, []
+
+    def anatomy(self, pipe: Any) -> dict[str, Any]:
+        """What memory_plan.Work says of a pipeline: bytes and widths of its parts, as they are without a mode."""
+        return self._anatomy if self._pipe is pipe else _anatomy(pipe)
 
     def _offload(self, pipe: Any, mode: Mode) -> None:
         parts = modules(pipe)
@@ -170,6 +176,21 @@ def unhook(module: Any) -> None:
         forward = part.__dict__.get("forward")
         if getattr(forward, "__func__", None) is getattr(type(part), "forward", None):
             del part.forward  # found in its class again
+
+
+def _anatomy(pipe: Any) -> dict[str, Any]:
+    parts = {name: sum(tensor.nbytes for tensor in part.parameters()) for name, part in modules(pipe).items()}
+    layers = (layer for part in modules(pipe).values() for layer in part.modules())
+    return {
+        "text_encoder_bytes": tuple(size for name, size in parts.items() if name.startswith("text_encoder")),
+        "unet_bytes": parts["unet"],
+        "vae_bytes": parts["vae"],
+        "layer_bytes": max(sum(tensor.nbytes for tensor in layer.parameters(recurse=False)) for layer in layers),
+        "unet_channels": pipe.unet.config.block_out_channels[0],
+        "unet_itemsize": pipe.unet.dtype.itemsize,
+        "vae_channels": pipe.vae.config.block_out_channels[1],
+        "vae_itemsize": pipe.vae.dtype.itemsize,
+    }
 
 
 def can_stream(pipe: Any) -> bool:

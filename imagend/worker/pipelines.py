@@ -23,7 +23,9 @@ from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
+from imagend.worker.ladder import Ladder
 from imagend.worker.prompt_cache import PromptCache
+from imagend.worker.shortage import is_out_of_memory
 
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
@@ -43,6 +45,7 @@ class Pipelines:
         self.device, self.models, self.settings = device, models, settings or WorkerSettings()
         self.dtype = torch.float32 if device == "cpu" else torch.float16
         self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
+        self.ladder = Ladder(device, self.settings.vram_limit_gb)
         self.model: Model | None = None
         self.files: dict[str, str] = {}
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
@@ -61,6 +64,7 @@ class Pipelines:
         return self._pipe
 
     def _load(self, model: Model) -> None:
+        self.ladder.placement.release()
         self._pipe, self.model = None, None
         if self.device != "cpu":
             torch.cuda.empty_cache()
@@ -69,12 +73,14 @@ class Pipelines:
             pipe = StableDiffusionXLPipeline.from_pretrained(
                 model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False
             )
-        except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's trouble, not the files'
+        except torch.AcceleratorError:  # the device's trouble, not the files'
             raise
         except _BROKEN as error:
+            if is_out_of_memory(error):
+                raise
             raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
         pipe.set_progress_bar_config(disable=True)
-        self._pipe, self.model = pipe.to(self.device), model
+        self._pipe, self.model = pipe, model
         self.files = self.models.digests(model)
         self._scheduler_config = dict(pipe.scheduler.config)
 
@@ -86,6 +92,19 @@ class Pipelines:
             choice = schedulers.choose(name)
             cls, overrides = getattr(diffusers, choice.class_name), dict(choice.overrides)
         self._pipe.scheduler = cls.from_config(self._scheduler_config, **overrides)
+
+    def memory(self) -> dict[str, int]:
+        """The device's, in bytes, for Ready."""
+        return {"total_bytes": self.ladder.gauge.total_bytes, "available_bytes": self.ladder.gauge.available()}
+
+    def free_caches(self) -> None:
+        """Let go of what only spares work and lies where memory is short."""
+        if self.device == "cpu":
+            self.prompts.clear()
+
+    def identity(self) -> str:
+        """Which weights are loaded."""
+        return digest(self.files)
 
     def encoders(self) -> Hashable:
         """All that decides what the text encoders make of a text."""

@@ -35,6 +35,10 @@ class PromptCache:
         while self.bytes > self._limit_bytes:
             self.bytes -= _bytes(self._kept.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        self._kept.clear()
+        self.bytes = 0
+
 
 def _bytes(encoded: Encoded) -> int:
     return sum(tensor.nbytes for tensor in encoded)

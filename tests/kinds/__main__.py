@@ -29,5 +29,5 @@ if __name__ == "__main__":
     if os.environ.get("KINDS") == "asleep":
         signal.pause()
     connection = socket.socket(fileno=arguments.fd)
-    engine = SimpleNamespace(device=arguments.device, versions={}, connection=connection)
+    engine = SimpleNamespace(device=arguments.device, versions={}, memory=dict, connection=connection)
     serve(connection, engine, package="kinds")  # type: ignore[arg-type]

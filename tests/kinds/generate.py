@@ -29,7 +29,7 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
         case "refuse":
             raise UnsupportedSetting(f"not with me: {spec['negative_prompt']}")
         case "run out of memory":
-            raise OutOfMemory("cpu", spec["width"], spec["height"])
+            raise OutOfMemory("cpu", spec["width"], spec["height"], "resident", "None fits")
         case "leak":
             _leaked.append(os.urandom(1 << 20) * 64)
         case "take time":

@@ -25,5 +25,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    engine = SimpleNamespace(device=arguments.device, versions={})
+    engine = SimpleNamespace(device=arguments.device, versions={}, memory=dict)
     serve(socket.socket(fileno=arguments.fd), engine, package="nullworker")  # type: ignore[arg-type]

@@ -47,7 +47,10 @@ def model(name: str, native_size: int) -> Model:
 # retry.py
 
 DIED, SILENT, DOWN = WorkerDied("gpu0", "SIGSEGV", 1), WorkerSilent("gpu0", 600.0, "silence_limit_s"), DaemonDied(1)
-PAINTED_OVER, NO_MEMORY = PromptTooLong("prompt", 5000, 4096), OutOfMemory("cuda:0", 2048, 2048)
+PAINTED_OVER, NO_MEMORY = (
+    PromptTooLong("prompt", 5000, 4096),
+    OutOfMemory("cuda:0", 2048, 2048, "resident", "None fits"),
+)
 
 
 @pytest.mark.parametrize(

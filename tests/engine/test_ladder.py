@@ -1,0 +1,249 @@
+"""The memory ladder on the real pipeline, on the CPU. Shortages are injected here; test_shortage has real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_conftest import Painter, load_plain
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from imagend.job import Outcome  # noqa: E402
+from imagend.memory_plan import Mode, Rung, Stage, label  # noqa: E402
+from imagend.messages import Known, MemoryShort, Progress  # noqa: E402
+from imagend.worker.ladder import Ladder  # noqa: E402
+from imagend.worker.memory import tiled  # noqa: E402
+
+QUICK = {"prompt": "a red circle", "width": 128, "height": 128, "num_inference_steps": 2, "seed": 7}
+RESIDENT, OFFLOAD, GROUP, FP8, SEQUENTIAL = Mode
+
+
+@pytest.fixture
+def ladder(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ladder]:
+    """As on a GPU: with all modes. It has seen nothing."""
+    ladder = painter.pipelines.ladder
+    monkeypatch.setattr(ladder, "modes", tuple(Mode))
+    monkeypatch.setattr(ladder, "seen", {})
+    monkeypatch.setattr(ladder.gauge, "available", lambda held=0: 8 << 30)  # whatever else this machine does
+    yield ladder
+    ladder.placement.release()
+
+
+@pytest.fixture(scope="module")
+def picture(painter: Painter, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a job paints when memory suffices."""
+    folder = tmp_path_factory.mktemp("picture")
+    painter.run(folder, **QUICK)
+    return pixels(folder)
+
+
+def pixels(folder: Path, index: int = 0) -> Any:
+    return np.asarray(Image.open(folder / f"{index:04d}.png").convert("RGB"))
+
+
+def plainly(plain: Any) -> Any:
+    """The same job as a plain diffusers call."""
+    fields = {name: value for name, value in QUICK.items() if name != "seed"}
+    return np.asarray(plain(**fields, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)).images[0])
+
+
+@contextmanager
+def shortage(painter: Painter, part: str, while_: Callable[[], bool]) -> Iterator[list[str]]:
+    """Memory runs out whenever a part is to run while a condition holds. Yields the modes in which it was to."""
+    pipe = painter.pipelines.get("shapes-xl", lambda: None)
+    module = {"encoder": pipe.text_encoder_2, "unet": pipe.unet.mid_block, "vae": pipe.vae.decoder}[part]
+    placement, ran = painter.pipelines.ladder.placement, list[str]()
+
+    def before(*_: Any) -> None:
+        ran.append(str(placement.mode))
+        if while_():
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    hook = module.register_forward_pre_hook(before)
+    try:
+        yield ran
+    finally:
+        hook.remove()
+
+
+def words(painter: Painter) -> list[tuple[str, str, str | None]]:
+    return [(word.stage, word.rung, word.then) for word in painter.said if isinstance(word, MemoryShort)]
+
+
+@pytest.mark.parametrize(("part", "stage"), [("encoder", "encoding"), ("unet", "painting")])
+@pytest.mark.parametrize("last", [OFFLOAD, GROUP])
+def test_rungs_that_only_move_weights_paint_the_same_picture(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path, part: str, stage: str, last: Mode
+) -> None:
+    painter.pipelines.prompts.clear()
+    with shortage(painter, part, lambda: ladder.placement.mode is not last):
+        ended = painter.run(tmp_path, **QUICK)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    assert (pixels(tmp_path) == picture).all()
+    path = [mode.value for mode in Mode][: list(Mode).index(last) + 1]
+    assert words(painter) == [(stage, *pair) for pair in pairwise(path)]
+    memory = ended.memory
+    assert (memory["mode"], memory["vae_tile"], memory["exact"]) == (last.value, None, True)
+    assert [retry["rung"] for retry in memory["retries"]] == path[:-1]
+    assert all(retry["stage"] == stage and "injected" in retry["said"] for retry in memory["retries"])
+    assert memory["peak_bytes"] > 0
+
+
+def test_the_third_retry_stores_the_unet_in_fp8_and_the_manifest_says_so(
+    painter: Painter, ladder: Ladder, tmp_path: Path
+) -> None:
+    with shortage(painter, "unet", lambda: ladder.placement.mode is not FP8):
+        ended = painter.run(tmp_path, **QUICK)
+    assert (ended.memory["mode"], ended.memory["exact"]) == ("fp8", False)
+    plain = load_plain()
+    plain.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert (pixels(tmp_path) == plainly(plain)).all()
+
+
+def test_a_shortage_in_the_middle_of_a_job_keeps_what_is_painted(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path
+) -> None:
+    steps = iter(range(100))
+    with shortage(painter, "unet", lambda: next(steps) == 3) as ran:  # at the second step of the second picture
+        ended = painter.run(tmp_path, **QUICK | {"count": 3})
+    assert ended.outcome is Outcome.SUCCEEDED
+    assert ran == ["resident"] * 4 + ["model_offload"] * 4
+    assert (pixels(tmp_path) == picture).all()
+    painter.run(tmp_path / "alone", **QUICK | {"seed": 8})
+    assert (pixels(tmp_path / "alone") == pixels(tmp_path, 1)).all()
+
+
+# Decoding
+
+
+@pytest.mark.parametrize(("failures", "tile"), [(1, None), (2, 64), (3, 32)])
+def test_a_shortage_in_decoding_does_not_paint_again(
+    painter: Painter, ladder: Ladder, plain: Any, tmp_path: Path, failures: int, tile: int | None
+) -> None:
+    left = iter([True] * failures)
+    with shortage(painter, "unet", lambda: False) as painted, shortage(painter, "vae", lambda: next(left, False)):
+        ended = painter.run(tmp_path, **QUICK)
+    assert ended.outcome is Outcome.SUCCEEDED
+    assert painted == ["resident"] * 2
+    assert (ended.memory["mode"], ended.memory["vae_tile"]) == ("model_offload", tile)
+    assert ended.memory["exact"] is (tile is None)
+    assert [retry["stage"] for retry in ended.memory["retries"]] == ["decoding"] * failures
+    with tiled(plain.vae, tile):
+        assert (pixels(tmp_path) == plainly(plain)).all()
+    assert (pixels(tmp_path) == plainly(plain)).all() == (tile is None)
+    vae = painter.pipelines.get("shapes-xl", lambda: None).vae
+    assert (vae.use_tiling, vae.tile_sample_min_size) == (False, vae.config.sample_size)
+
+
+def test_on_the_cpu_decoding_takes_tiles_at_once(
+    painter: Painter, ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "modes", Ladder("cpu").modes)
+    left = iter([True])
+    with shortage(painter, "vae", lambda: next(left, False)):
+        ended = painter.run(tmp_path, **QUICK)
+    assert (ended.memory["mode"], ended.memory["vae_tile"], ended.memory["exact"]) == ("resident", 64, False)
+
+
+# The end of the ladder
+
+
+@pytest.mark.parametrize(("part", "stage"), [("unet", "painting"), ("vae", "decoding")])
+def test_after_three_retries_the_job_fails_and_says_what_was_tried(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path, part: str, stage: str
+) -> None:
+    with shortage(painter, part, lambda: True) as ran:
+        ended = painter.run(tmp_path, **QUICK)
+    assert len(ran) == 4
+    error = ended.failure.error
+    assert (error.code, ended.failure.try_again) == ("OUT_OF_MEMORY", False)
+    said = words(painter)
+    assert [word[0] for word in said] == [stage] * 4
+    assert said[-1][2] is None
+    assert all(word[1] in error.message for word in said)
+    assert "128x128" in error.message
+    assert "should fit is 64x64" in error.message
+    assert [retry["rung"] for retry in ended.memory["retries"]] == [word[1] for word in said]
+    assert list(tmp_path.glob("*.png")) == []
+    ladder.seen.clear()
+    after = painter.run(tmp_path / "after", **QUICK)
+    assert (after.memory["mode"], after.memory["retries"]) == ("resident", [])
+    assert (pixels(tmp_path / "after") == picture).all()
+
+
+def test_where_no_rung_is_left_the_caches_go_and_it_is_tried_once_more(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "modes", (RESIDENT,))
+    painter.run(tmp_path / "warm", **QUICK)
+    prompts = painter.pipelines.prompts
+    assert prompts.bytes > 0
+    kept: list[int] = []
+    painter.hear = lambda word: kept.append(prompts.bytes) if isinstance(word, MemoryShort) else None
+    left = iter([True])
+    with shortage(painter, "unet", lambda: next(left, False)):
+        ended = painter.run(tmp_path, **QUICK)
+    assert kept == [0]
+    assert ended.outcome is Outcome.SUCCEEDED
+    assert words(painter) == [("painting", "resident", "resident")]
+    assert (pixels(tmp_path) == picture).all()
+    with shortage(painter, "unet", lambda: True) as ran:
+        assert painter.run(tmp_path / "b", **QUICK).failure.error.code == "OUT_OF_MEMORY"
+    assert len(ran) == 2
+
+
+# What is learned
+
+
+def test_the_next_job_of_that_kind_starts_where_the_last_one_got_to(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path
+) -> None:
+    with shortage(painter, "unet", lambda: ladder.placement.mode is RESIDENT):
+        painter.run(tmp_path / "a", **QUICK)
+        ended = painter.run(tmp_path / "b", **QUICK)
+        assert (ended.memory["mode"], ended.memory["retries"]) == ("model_offload", [])
+        assert (pixels(tmp_path / "b") == picture).all()
+    smaller = painter.run(tmp_path / "c", **QUICK | {"width": 64})
+    assert smaller.memory["mode"] == "resident"
+
+
+def test_another_worker_is_told(painter: Painter, ladder: Ladder, tmp_path: Path) -> None:
+    with shortage(painter, "unet", lambda: ladder.placement.mode in (RESIDENT, OFFLOAD)):
+        seen = painter.run(tmp_path / "a", **QUICK).memory["seen"]
+    assert seen["model"] == "shapes-xl"
+    assert seen["failed"].keys() == {label(Stage.PAINTING, Rung(mode)) for mode in (RESIDENT, OFFLOAD)}
+    assert label(Stage.PAINTING, Rung(GROUP)) in seen["peaks"]
+    assert seen["peaks"].keys() == seen["estimates"].keys()
+    key = seen.pop("key")
+    ladder.seen.clear()
+    ladder.placement.release()
+    painter.known = Known(memory={key: seen})
+    try:
+        ended = painter.run(tmp_path / "b", **QUICK)
+    finally:
+        painter.known = Known()
+    assert (ended.memory["mode"], ended.memory["retries"]) == ("group_offload", [])
+
+
+def test_a_job_cancelled_on_a_rung_leaves_the_next_one_unharmed(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path
+) -> None:
+    def cancel(word: Any) -> None:
+        if isinstance(word, Progress) and word.stage == "painting" and ladder.placement.mode is GROUP:
+            painter.worker.stop()
+
+    painter.hear = cancel
+    with shortage(painter, "unet", lambda: ladder.placement.mode in (RESIDENT, OFFLOAD)):
+        assert painter.run(tmp_path / "a", **QUICK).outcome is Outcome.CANCELLED
+    painter.hear = None
+    ladder.seen.clear()
+    ended = painter.run(tmp_path / "b", **QUICK)
+    assert ended.memory["mode"] == "resident"
+    assert (pixels(tmp_path / "b") == picture).all()
