@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── BadPicture, PromptTooLong, UnsupportedSetting
+│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
@@ -161,6 +161,13 @@ class PromptTooLong(JobFailed):
 
 class UnsupportedSetting(JobFailed):
     """{}"""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class UnfitEmbedding(JobFailed):
+    """The embedding {!r} does not go with this model: {}. Leave it out of the prompt, or put one for SDXL into
+    models/embeddings/."""
 
     code, status = "INVALID_PARAMETERS", 422
 

@@ -12,15 +12,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _PART = re.compile(r"\w+|[^\w\s]")
+_PREFIX = "embedding:"
 _EXTENSIONS = frozenset({"safetensors", "sft", "pt", "bin"})
 
 
 @dataclass(frozen=True)
 class Mention:
-    """What a text calls an embedding. `names` are those it may mean: none if unknown, several if vague."""
+    """Where a text names an embedding. `names` are those it may mean: none if unknown, several if vague."""
 
+    text: str
+    """all of it, as it stands there"""
     written: str
+    """without `embedding:` and ending"""
     names: tuple[str, ...]
+
+    @property
+    def asked(self) -> bool:
+        """Whether it must be an embedding. A bare word may be nothing but a word."""
+        return self.text != self.written and self.text.startswith(_PREFIX)
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Names:
 
     def split(self, text: str) -> list[str | Mention]:
         """The text between its mentions, and these, in order."""
-        if not self._root.after and "embedding:" not in text:
+        if not self._root.after and _PREFIX not in text:
             return [text]
         found: list[str | Mention] = []
         done = 0
@@ -65,11 +74,12 @@ class Names:
             if node is not None:
                 written = text[parts[first][1] : parts[last - 1][2]]
                 last += 2 * _has_extension(parts[last - 1 : last + 2])
-                yield start, parts[last - 1][2], Mention(written, _meant(written, node.names))
+                end = parts[last - 1][2]
+                yield start, end, Mention(text[start:end], written, _meant(written, node.names))
             elif asked:
                 written = re.split(r"[\s,]", text[parts[first][1] :], maxsplit=1)[0]
                 end = parts[first][1] + len(written)
-                yield start, end, Mention(written, ())
+                yield start, end, Mention(text[start:end], written, ())
                 last = next((i for i in range(first, len(parts)) if parts[i][1] >= end), len(parts))
             position = max(last, first + 1)
 

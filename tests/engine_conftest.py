@@ -29,8 +29,8 @@ EMBEDDED = REPOSITORY / "models" / "diffusers" / "shapes-xl"
 class Painter:
     """A worker in this process. Tests paint with it as the daemon does: by Run messages."""
 
-    def __init__(self) -> None:
-        self.models = Models(REPOSITORY / "models")
+    def __init__(self, root: Path = REPOSITORY / "models") -> None:
+        self.models = Models(root)
         self.pipelines = Pipelines("cpu", self.models)
         self.said: list[Message] = []
         self.hear: Any = None

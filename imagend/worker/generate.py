@@ -44,6 +44,7 @@ def _attempt(spec: Generate, context: Context, climb: Climb) -> tuple[Artifact, 
         pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
         climb.place(pipe, context.pipelines.identity())
         context.pipelines.set_scheduler(spec.scheduler)
+        context.pipelines.inversions.apply(pipe, spec)
     context.engine.update(context.pipelines.describe())
     return _paint(spec, pipe, context, climb)
 
@@ -82,6 +83,7 @@ def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tens
         spec.negative_prompt,
         spec.prompt_syntax,
         spec.clip_skip,
+        split=pipelines.inversions.split,
         cache=pipelines.prompts,
         encoders=pipelines.encoders(),
     )

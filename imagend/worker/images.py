@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Size": f"{spec.width}x{spec.height}",
         "Model hash": model["sha256"][:10],
         "Model": model["name"],
+        "TI hashes": _hashes(engine.get("embeddings", ())),
         "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
         "RNG": "CPU",
         "Version": f"imagend {__version__}",
@@ -76,6 +78,11 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _hashes(embeddings: Iterable[dict[str, str]]) -> str | None:
+    """As AUTOMATIC1111 has it: the first 12 digits of each file's SHA-256."""
+    return ", ".join(f"{one['name']}: {one['sha256'][:12]}" for one in embeddings) or None
 
 
 def _quoted(value: str) -> str:

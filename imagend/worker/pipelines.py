@@ -23,6 +23,7 @@ from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
+from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
 from imagend.worker.prompt_cache import PromptCache
 from imagend.worker.shortage import is_out_of_memory
@@ -48,6 +49,7 @@ class Pipelines:
         self.ladder = Ladder(device, self.settings.vram_limit_gb)
         self.model: Model | None = None
         self.files: dict[str, str] = {}
+        self.inversions = Inversions(models)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         self._pipe: Any = None
         self._scheduler_config: dict[str, Any] = {}
@@ -122,6 +124,7 @@ class Pipelines:
             "threads": torch.get_num_threads(),
             "versions": {"imagend": __version__, **self.versions},
             "model": {"name": self.model.name, "sha256": digest(self.files), "files": self.files},
+            "embeddings": self.inversions.describe(),
             "scheduler": {"class": type(self._pipe.scheduler).__name__, "config": _plain(config)},
         }
 

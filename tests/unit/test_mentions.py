@@ -13,8 +13,8 @@ NAMES = Names(
 )
 
 
-def mention(written: str, *names: str) -> Mention:
-    return Mention(written, names)
+def mention(written: str, *names: str, text: str = "") -> Mention:
+    return Mention(text or written, written, names)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,16 @@ def mention(written: str, *names: str) -> Mention:
         ("a bad, prompt", ["a bad, prompt"]),
         ("face (2) v1 . 5", [mention("face (2)", "face (2)"), " ", mention("v1 . 5", "v1.5")]),
         ("É", [mention("É", "é")]),
-        ("embedding:neg", [mention("neg", "neg")]),
-        ("a embedding:neg-xl.safetensors, b", ["a ", mention("neg-xl", "neg-xl"), ", b"]),
-        ("embedding:v1.5.pt", [mention("v1.5", "v1.5")]),
-        ("neg.pt, v1.5.x", [mention("neg", "neg"), ", ", mention("v1.5", "v1.5"), ".x"]),
+        ("embedding:neg", [mention("neg", "neg", text="embedding:neg")]),
+        (
+            "a embedding:neg-xl.safetensors, b",
+            ["a ", mention("neg-xl", "neg-xl", text="embedding:neg-xl.safetensors"), ", b"],
+        ),
+        ("embedding:v1.5.pt", [mention("v1.5", "v1.5", text="embedding:v1.5.pt")]),
+        ("neg.pt, v1.5.x", [mention("neg", "neg", text="neg.pt"), ", ", mention("v1.5", "v1.5"), ".x"]),
         ("neg. bin", [mention("neg", "neg"), ". bin"]),
-        ("embedding:gone/x-1.pt, b", [mention("gone/x-1.pt"), ", b"]),
-        ("embedding:negative b", [mention("negative"), " b"]),
+        ("embedding:gone/x-1.pt, b", [mention("gone/x-1.pt", text="embedding:gone/x-1.pt"), ", b"]),
+        ("embedding:negative b", [mention("negative", text="embedding:negative"), " b"]),
         ("word embedding: neg", ["word embedding: ", mention("neg", "neg")]),
         ("embedding :neg embedding", ["embedding :", mention("neg", "neg"), " embedding"]),
         ("wordembedding:x", ["wordembedding:x"]),
@@ -71,9 +74,21 @@ def test_names_survive_every_syntax(text: str, syntax: PromptSyntax) -> None:
         assert names == [("bad prompt",), ("v1.5",), ("face (2)",)]
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"), [("neg", False), ("neg.pt", False), ("embedding:neg", True), ("embedding:x", True)]
+)
+def test_only_what_is_asked_for_must_be_there(text: str, asked: bool) -> None:
+    (found,) = Names(["neg", "embedding"]).split(text)
+    assert isinstance(found, Mention)
+    assert found.asked is asked
+    (word,) = Names(["embedding"]).split("embedding")
+    assert isinstance(word, Mention)
+    assert not word.asked
+
+
 def test_without_embeddings_all_is_text_but_what_asks_for_one() -> None:
     assert Names([]).split("neg, v1.5") == ["neg, v1.5"]
-    assert Names([]).split("a embedding:neg") == ["a ", mention("neg")]
+    assert Names([]).split("a embedding:neg") == ["a ", mention("neg", text="embedding:neg")]
 
 
 def test_many_names_and_a_long_text_take_no_time() -> None:
