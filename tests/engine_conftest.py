@@ -45,7 +45,8 @@ class Painter:
     def run(self, folder: Path, **fields: Any) -> Any:
         """Paint a job into a folder; the worker's Ended."""
         self.said = []
-        spec = complete(Generate.model_validate_json(json.dumps(fields)), REF, Config(), self.models.find("shapes-xl"))
+        asked = Generate.model_validate_json(json.dumps(fields))
+        spec = complete(asked, REF, Config(), self.models.find(asked.model or "shapes-xl"))
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder), known=self.known)
         return self.worker.attempt(run, self.worker.expect(run))

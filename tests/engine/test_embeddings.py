@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from engine_conftest import EMBEDDED, Painter, StableDiffusionXLPipeline
 from PIL import Image
 from prompts import ONE, THREE, made, save
 from safetensors.torch import save_file
 
 from imagend.job import Outcome
+from imagend.memory_plan import Mode
 
 JOB = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64, "seed": 3}
 
@@ -64,6 +66,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def by_diffusers(pipe: Any, prompt: str, negative_prompt: str) -> np.ndarray:
+    pipe.scheduler = EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler")
     call = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64}
     generator = torch.Generator("cpu").manual_seed(3)
     return np.asarray(pipe(prompt, negative_prompt=negative_prompt, generator=generator, **call).images[0])
@@ -97,11 +100,22 @@ def test_the_manifest_and_the_png_name_what_was_used(inverting: Painter, folder:
     assert f'TI hashes: "sub/glimb: {digests[0][:12]}, zorp: {digests[1][:12]}"' in text
 
 
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.FP8])
+def test_every_memory_mode_finds_them(
+    inverting: Painter, inverted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    inverting.pipelines.prompts.clear()
+    monkeypatch.setattr(inverting.pipelines.ladder, "modes", (mode,))
+    ended = inverting.run(tmp_path, **JOB, prompt="a glimb circle", negative_prompt="zorp")
+    inverting.pipelines.ladder.placement.release()
+    assert ended.memory["mode"] == mode.value
+    assert (pixels(tmp_path) == by_diffusers(inverted, "a glimb circle", "zorp")).all()
+
+
 def test_the_next_job_knows_nothing_of_it(inverting: Painter, plain: Any, tmp_path: Path) -> None:
     inverting.run(tmp_path / "a", **JOB, prompt="a zorp circle")
     ended = inverting.run(tmp_path / "b", **JOB, prompt="a red circle", negative_prompt="blurry")
     assert ended.engine["embeddings"] == []
-    plain.scheduler = type(plain.scheduler).from_pretrained(EMBEDDED / "scheduler")
     assert (pixels(tmp_path / "b") == by_diffusers(plain, "a red circle", "blurry")).all()
 
 

@@ -27,7 +27,7 @@ MANIFEST: dict[str, Any] = {
         "embeddings": [],
         "scheduler": {"class": "Euler", "config": {"a": 1}},
     },
-    "memory": {"mode": "resident", "peak_bytes": 5, "retries": 0},
+    "memory": {"mode": "resident", "vae_tile": None, "exact": True, "peak_bytes": 5, "retries": []},
 }
 
 
@@ -80,7 +80,8 @@ def test_pixels_count_and_nothing_else_of_a_picture() -> None:
         (("engine", "device"), "cpu", [("device", "cuda", "cpu")]),
         (("engine", "threads"), 2, [("threads", 8, 2)]),
         (("engine", "scheduler", "config", "a"), 2, [("scheduler.config.a", 1, 2)]),
-        (("memory", "mode"), "vae_tiling", [("memory.mode", "resident", "vae_tiling")]),
+        (("memory", "mode"), "fp8", [("memory.mode", "resident", "fp8")]),
+        (("memory", "vae_tile"), 256, [("memory.vae_tile", None, 256)]),
         (("memory", "peak_bytes"), 9, []),
         (("spec", "prompt"), "a star", [("spec.prompt", "a red circle", "a star")]),
         (("spec", "negative_prompt"), "blurry", []),
