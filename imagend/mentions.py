@@ -29,7 +29,7 @@ class Mention:
     @property
     def asked(self) -> bool:
         """Whether it must be an embedding. A bare word may be nothing but a word."""
-        return self.text != self.written and self.text.startswith(_PREFIX)
+        return self.text.startswith(_PREFIX)
 
 
 @dataclass

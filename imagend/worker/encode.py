@@ -104,8 +104,8 @@ class _Side:
         self.texts = [[split(fragment.text) for fragment in block] for block in self.prompt.blocks]
         self.plain = split(self.prompt.plain)
         pieces = [*self.plain, *(piece for block in self.texts for text in block for piece in text)]
-        inverted = [piece.sha256 if isinstance(piece, Inversion) else piece for piece in pieces]
-        self.key = (text, syntax, layer, *(inverted if len(inverted) > 2 else ()))
+        inverted = (piece.sha256 if isinstance(piece, Inversion) else piece for piece in pieces)
+        self.key = (text, syntax, layer, *inverted)
 
     @cached_property
     def encoders(self) -> list[TextEncoder]:

@@ -64,7 +64,6 @@ class TextEncoder(EmbeddingsProvider):  # type: ignore[misc]
         self.number, self.layer = number, layer
         self._vectors: list[torch.Tensor] = []
         self._last_of_its_inversion: list[bool] = []
-        self._first_ids: dict[str, int] = {}
 
     def tokenize(self, texts: Sequence[Text]) -> list[list[int]]:
         """The ids of each text, without begin and end."""
@@ -77,11 +76,9 @@ class TextEncoder(EmbeddingsProvider):  # type: ignore[misc]
 
     def _ids_of(self, inversion: Inversion) -> range:
         vectors = inversion.vectors[self.number]
-        if inversion.sha256 not in self._first_ids:
-            self._first_ids[inversion.sha256] = _FIRST_VECTOR + len(self._vectors)
-            self._vectors += vectors.unbind()
-            self._last_of_its_inversion += [False] * (len(vectors) - 1) + [True]
-        first = self._first_ids[inversion.sha256]
+        first = _FIRST_VECTOR + len(self._vectors)
+        self._vectors += vectors.unbind()
+        self._last_of_its_inversion += [False] * (len(vectors) - 1) + [True]
         return range(first, first + len(vectors))
 
     def pooled(self, ids: Sequence[int]) -> torch.Tensor:

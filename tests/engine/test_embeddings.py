@@ -33,12 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a/dust", "b/dust"):
         save(made(name, 1, 7), folder)
     one, two = made("", 2, 8).vectors
-    save_file({"emb_params": torch.randn(2, 768)}, folder / "easynegative.safetensors")
+    for name in ("easynegative", "old (1)"):
+        save_file({"emb_params": torch.randn(2, 768)}, folder / f"{name}.safetensors")
     save_file({"clip_l": torch.randn(1, 768), "clip_g": torch.randn(1, 1280)}, folder / "sdxl.safetensors")
     save_file({"clip_l": one, "clip_g": two[:1]}, folder / "uneven.safetensors")
     save_file({"clip_l": one[0].clone(), "clip_g": two[0].clone()}, folder / "flat.safetensors")
     save_file({"clip_l": one[:0].clone(), "clip_g": two[:0].clone()}, folder / "none.safetensors")
-    save_file({"clip_l": one, "clip_g": two * torch.inf}, folder / "infinite.safetensors")
+    save_file({"clip_l": one, "clip_g": two.index_fill(1, torch.tensor(7), torch.inf)}, folder / "infinite.safetensors")
     save_file({"text_encoders_0": one, "text_encoders_1": two}, folder / "trainers.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "zorp.safetensors").read_bytes()[:-1])
     return folder
@@ -121,11 +122,12 @@ def test_the_next_job_knows_nothing_of_it(inverting: Painter, plain: Any, tmp_pa
 
 def test_a_bare_name_of_one_for_another_model_is_a_word(inverting: Painter, plain: Any, tmp_path: Path) -> None:
     """As in AUTOMATIC1111: else a folder of old embeddings would take words away from everybody."""
-    ended = inverting.run(tmp_path, **JOB, prompt="a red circle", negative_prompt="blurry, easynegative, red")
+    negative = "blurry, easynegative, old (1)), red"
+    job = JOB | {"prompt": "a red circle", "negative_prompt": negative, "prompt_syntax": "plain"}
+    ended = inverting.run(tmp_path, **job)
     assert ended.outcome is Outcome.SUCCEEDED, ended.failure
     assert ended.engine["embeddings"] == []
-    expected = by_diffusers(plain, "a red circle", "blurry, easynegative, red")
-    assert (pixels(tmp_path) == expected).all()
+    assert (pixels(tmp_path) == by_diffusers(plain, "a red circle", negative)).all()
 
 
 @pytest.mark.parametrize(

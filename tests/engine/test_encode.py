@@ -128,6 +128,10 @@ AS_COMPEL = [
     ("(red)0 circle", ""),
     (LONG, "short"),
     ("short", LONG),
+    ("a red, circle on a green square. " * 20, ""),  # the last comma that fits is not where it is cut
+    ("a red, circle on a green square " * 20, ""),
+    ("a red circle on a green square " * 20, ""),
+    ("x" * 200, ""),
     (LONG.replace("circle", "(circle)1.2"), ""),
     (f"({LONG})0.5 (cat)1.2", LONG + LONG),
     ('("a red circle", "a blue (square)0.8").and()', "a"),

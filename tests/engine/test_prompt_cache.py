@@ -61,11 +61,19 @@ def test_the_negative_prompt_of_many_jobs_is_encoded_once(pipe: Any, runs: list[
 def test_what_is_given_out_may_be_changed(pipe: Any) -> None:
     cache = PromptCache(ROOM)
     arguments = pipe, "a red circle", "", PLAIN, None
-    before = {name: tensor.clone() for name, tensor in encode(*arguments, cache=cache).items()}
-    for _ in range(2):
-        for tensor in encode(*arguments, cache=cache).values():
+    before = encode(*arguments)
+    for _ in range(3):
+        made = encode(*arguments, cache=cache)
+        assert same(before, made)
+        for tensor in made.values():
             tensor.zero_()
-        assert same(before, encode(*arguments, cache=cache))
+
+
+def test_the_filling_is_of_the_layer_of_what_it_fills(pipe: Any) -> None:
+    cache = PromptCache(ROOM)
+    for prompt, negative in (("a red circle", LONG), (LONG, "a red circle")):
+        arguments = pipe, prompt, negative, PLAIN, 1
+        assert same(encode(*arguments), encode(*arguments, cache=cache))
 
 
 OTHERS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
@@ -75,6 +83,9 @@ OTHERS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"encoders": "other"}, ("a (red)1.2 circle", "", COMPEL, None)),
     ({"split": splitter(made("red", 1, 5))}, ("a (red)1.2 circle", "", COMPEL, None)),
     ({"split": splitter(made("red", 1, 6))}, ("a (red)1.2 circle", "", COMPEL, None)),
+    ({}, ("red", "", COMPEL, None)),
+    ({"split": splitter(made("red", 1, 5))}, ("red", "", COMPEL, None)),
+    ({"split": splitter(made("red", 1, 6))}, ("red", "", COMPEL, None)),
     ({"split": splitter(made("circle", 1, 5))}, ("a (red)1.2 circle", "", COMPEL, None)),
 ]
 

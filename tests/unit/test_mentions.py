@@ -9,7 +9,7 @@ from imagend.prompt import parse
 from imagend.prompt_tree import PromptSyntax
 
 NAMES = Names(
-    ["neg", "neg-xl", "bad prompt", "v1.5", "Art", "art", "old/dust", "new/dust", "new/Pixel", "face (2)", "é"]
+    ["neg", "neg-xl", "bad prompt", "v1.5", "Art", "art", "x/Art", "old/dust", "new/dust", "new/Pixel", "face (2)", "é"]
 )
 
 
