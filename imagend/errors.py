@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding
+│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
@@ -170,6 +170,12 @@ class UnfitEmbedding(JobFailed):
     models/embeddings/."""
 
     code, status = "INVALID_PARAMETERS", 422
+
+
+class NotFinite(JobFailed):
+    """The picture cannot be shown: {}. {}."""
+
+    code, status = "MODEL_UNUSABLE", 500
 
 
 class OutOfMemory(JobFailed):

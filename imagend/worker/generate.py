@@ -23,6 +23,7 @@ from imagend.memory_plan import Stage
 from imagend.worker import images
 from imagend.worker.climb import Climb
 from imagend.worker.encode import encode
+from imagend.worker.vae import decode
 
 if TYPE_CHECKING:
     from imagend.worker.main import Context
@@ -39,12 +40,9 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
 
 
 def _attempt(spec: Generate, context: Context, climb: Climb) -> tuple[Artifact, ...]:
-    assert spec.model is not None
     with context.timed("model_loading"):
-        pipe = context.pipelines.get(spec.model, lambda: context.progress("model_loading"))
+        pipe = context.pipelines.prepare(spec, context)
         climb.place(pipe, context.pipelines.identity())
-        context.pipelines.set_scheduler(spec.scheduler)
-        context.pipelines.inversions.apply(pipe, spec)
     context.engine.update(context.pipelines.describe())
     return _paint(spec, pipe, context, climb)
 
@@ -117,22 +115,7 @@ def _call(
             callback_on_step_end=on_step_end,
             output_type="latent",
         ).images
-    image: Image.Image = climb.decode(pipe, lambda: _decode(pipe, latents))
-    return image
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def _decode(pipe: Any, latents: torch.Tensor) -> Image.Image:
-    """As the pipeline does it, bit for bit."""
-    upcast = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
-    if upcast:
-        pipe.vae.to(torch.float32)
-    try:
-        samples = pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    finally:
-        if upcast:
-            pipe.vae.to(torch.float16)
-    image: Image.Image = pipe.image_processor.postprocess(samples, output_type="pil")[0]
+    image: Image.Image = climb.decode(pipe, lambda: decode(pipe, latents))
     return image
 
 

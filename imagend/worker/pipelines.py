@@ -1,4 +1,4 @@
-"""The resident SDXL pipeline: loaded at the first job that needs it, kept after."""
+"""What a device paints with: the face over base models, VAE, textual inversions and scheduler. It paints nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Hashable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,12 +21,14 @@ with warnings.catch_warnings():
 
 from imagend import __version__, schedulers
 from imagend.errors import BrokenModel
+from imagend.job import Generate
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
 from imagend.worker.prompt_cache import PromptCache
 from imagend.worker.shortage import is_out_of_memory
+from imagend.worker.vae import upcast
 
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
@@ -37,6 +39,14 @@ _DECIDING = ("torch", "diffusers", "transformers", "compel")  # what can change 
 
 # what the libraries raise on files that are missing, cut, of another shape or for another library
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+class Context(Protocol):
+    """Of a job (worker.main.Context), what is needed here."""
+
+    loading: dict[str, Any]
+
+    def progress(self, stage: str) -> None: ...
 
 
 class Pipelines:
@@ -53,6 +63,16 @@ class Pipelines:
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         self._pipe: Any = None
         self._scheduler_config: dict[str, Any] = {}
+
+    def prepare(self, spec: Generate, context: Context) -> Any:
+        """The pipeline for a completed spec: its base, its scheduler and what its prompts name. Where its weights are,
+        the memory ladder says afterwards. Raises JobFailed, Interrupt.
+        """
+        assert spec.model is not None
+        pipe = self.get(spec.model, lambda: context.progress("model_loading"))
+        self.set_scheduler(spec.scheduler)
+        self.inversions.apply(pipe, spec)
+        return pipe
 
     def get(self, name: str, loading: Callable[[], None]) -> Any:
         """The pipeline of a model; `loading` is called before a load, which takes seconds to minutes.
@@ -82,6 +102,7 @@ class Pipelines:
                 raise
             raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
         pipe.set_progress_bar_config(disable=True)
+        upcast(pipe.vae)
         self._pipe, self.model = pipe, model
         self.files = self.models.digests(model)
         self._scheduler_config = dict(pipe.scheduler.config)
