@@ -113,3 +113,5 @@ def test_what_an_older_version_did_not_record_is_no_difference() -> None:
     assert found.unrecorded == ("loras", "memory", "vae")
     assert compare(old, changed("spec", "eta", to=0.3)).unrecorded == ("loras", "memory", "spec.eta", "vae")
     assert compare({**old, "engine": None}, MANIFEST).differences == ()
+    assert compare(MANIFEST, old).differences == ()
+    assert compare(MANIFEST, old).unrecorded == found.unrecorded
