@@ -131,8 +131,8 @@ class Pipelines:
 
     def encoders(self) -> Hashable:
         """All that decides what the text encoders make of a text."""
-        files = {name: sha256 for name, sha256 in self.files.items() if name.startswith("text_encoder")}
-        return digest(files), str(self.dtype)
+        assert self.model is not None
+        return self.model.path, self.model.version, str(self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """What painted, for the manifest. JSON only."""

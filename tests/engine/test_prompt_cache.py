@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,7 +133,7 @@ def test_a_limit_of_nothing_keeps_nothing(pipe: Any) -> None:
     assert cache.bytes == 0
 
 
-def test_jobs_share_it(painter: Painter, runs: list[str], tmp_path: Any) -> None:
+def test_jobs_share_it(painter: Painter, runs: list[str], tmp_path: Path) -> None:
     job = {"prompt": "a red circle on a yellow background", "negative_prompt": LONG, "num_inference_steps": 1}
     first = painter.run(tmp_path / "a", **job, seed=3)
     assert "two" in runs
@@ -139,3 +141,21 @@ def test_jobs_share_it(painter: Painter, runs: list[str], tmp_path: Any) -> None
     second = painter.run(tmp_path / "b", **job, seed=3)
     assert runs == []
     assert first.artifacts[0].pixels_sha256 == second.artifacts[0].pixels_sha256
+
+
+def test_a_base_whose_text_encoder_has_changed_is_another_one(
+    painter: Painter, runs: list[str], tmp_path: Path
+) -> None:
+    """Also where all of it is one file: then no name says what in it is a text encoder."""
+    pipelines = painter.pipelines
+    painter.run(tmp_path, prompt="a red circle", num_inference_steps=1)
+    before = pipelines.encoders()
+    model = pipelines.model
+    assert model is not None
+    try:
+        for changed in (replace(model, version=("other",)), replace(model, path=tmp_path / "one.safetensors")):
+            pipelines.model = changed
+            assert pipelines.encoders() != before
+    finally:
+        pipelines.model = model
+    assert pipelines.encoders() == before
