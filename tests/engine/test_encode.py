@@ -212,6 +212,14 @@ def test_4096_tokens_are_encoded(pipe: Any, syntax: PromptSyntax) -> None:
     assert ours["prompt_embeds"].isfinite().all()
 
 
+def test_4096_tokens_of_the_negative_prompt_are_encoded_as_those_of_the_prompt(pipe: Any) -> None:
+    long = "red, blue " * (MAX_TOKENS // 3) + "red"
+    ours = encode(pipe, "a circle", long, PLAIN, None)
+    assert torch.equal(ours["negative_prompt_embeds"], encode(pipe, long, "", PLAIN, None)["prompt_embeds"])
+    assert ours["prompt_embeds"].shape == ours["negative_prompt_embeds"].shape
+    assert ours["negative_prompt_embeds"].shape[1] > MAX_TOKENS
+
+
 @pytest.mark.usefixtures("without_encoders")
 @pytest.mark.parametrize("syntax", PromptSyntax)
 def test_a_longer_prompt_is_refused_before_anything_is_encoded(pipe: Any, syntax: PromptSyntax) -> None:
