@@ -98,6 +98,10 @@ class Climb:
                     return decode()
             self._next(caught.said)
 
+    def found(self, exact: bool) -> None:
+        """A picture is there already, from an earlier attempt."""
+        self._context.memory["exact"] = self._context.memory.get("exact", True) and exact
+
     @contextmanager
     def during(self, stage: Stage) -> Iterator[None]:
         """A stage: it is where memory may run out, and what it needs is measured."""
@@ -119,11 +123,12 @@ class Climb:
 
     def _saw(self, name: str, peak: int) -> None:
         if self._work is not None:
-            before = max(self._known.peaks.get(name, 0), self._news["peaks"].get(name, 0))
-            if peak > before * _NOTABLE:
-                self._news["peaks"][name] = peak
-                self._news["estimates"][name] = estimate(self._stage, self.rung, self._work)
             self._context.memory["peak_bytes"] = max(self._context.memory.get("peak_bytes", 0), peak)
+            estimated = estimate(self._stage, self.rung, self._work)
+            if self._ladder.gauge.device.type == "cpu":  # there a peak may be too little, but not too much
+                peak = max(peak, estimated)
+            if peak > _NOTABLE * max(self._known.peaks.get(name, 0), self._news["peaks"].get(name, 0)):
+                self._news["peaks"][name], self._news["estimates"][name] = peak, estimated
 
     def _next(self, said: str | None) -> None:
         """Memory ran out: note it, clean up, climb. Raises OutOfMemory."""

@@ -47,7 +47,10 @@ class Gauge:
         self._base = _own("VmRSS")
 
     def peak(self, held: int = 0) -> int:
-        """Bytes in use at most since start(); `held` as for available()."""
+        """Bytes in use at most since start(); `held` as for available().
+
+        On the CPU it may be too little: what the C library has kept of what was given back before is not seen.
+        """
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return held + max(0, _own("VmHWM") - self._base)

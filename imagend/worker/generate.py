@@ -58,7 +58,9 @@ def _paint(spec: Generate, pipe: Any, context: Context, climb: Climb) -> tuple[A
                 if isinstance(saved, Future) and saved.done():
                     saved.result()  # raises what it met, before more is painted in vain
             if (known := drafts.find(index)) is not None:
-                painted.append(known)
+                artifact, exact = known
+                climb.found(exact)
+                painted.append(artifact)
                 continue
             if embeddings is None:
                 context.progress("encoding", index, len(spec.seeds))
@@ -68,7 +70,8 @@ def _paint(spec: Generate, pipe: Any, context: Context, climb: Climb) -> tuple[A
             with context.timed("painting"):
                 image = _call(pipe, spec, index, seed, embeddings, context, climb)
             seconds = round(time.perf_counter() - start, 6)
-            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine))
+            exact = climb.rung.exact
+            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, exact))
         with context.timed("saving"):
             return tuple(one.result() if isinstance(one, Future) else one for one in painted)
 
@@ -131,23 +134,34 @@ class Drafts:
     def __init__(self, folder: Path, recipe: str) -> None:
         self._folder, self._recipe = folder, recipe
 
-    def find(self, index: int) -> Artifact | None:
-        """The picture that an earlier attempt painted, if it is whole and of this recipe."""
+    def find(self, index: int) -> tuple[Artifact, bool] | None:
+        """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact:
+        painted on a rung of the memory ladder that changes no bits."""
         path = self._folder / f"{index:04d}.png"
         try:
             note = json.loads(self._note(index).read_bytes())
             artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
             whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
-            return artifact if whole and note["recipe"] == self._recipe else None
+            return (artifact, bool(note["exact"])) if whole and note["recipe"] == self._recipe else None
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
 
     def save(
-        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
+        self,
+        image: Image.Image,
+        index: int,
+        seed: int,
+        seconds: float,
+        spec: Generate,
+        engine: dict[str, Any],
+        exact: bool,
     ) -> Artifact:
         """Write a picture durably, and a note of what it is. Raises NoSpace."""
         try:
-            return self._save(image, index, seed, seconds, spec, engine)
+            artifact = self._save(image, index, seed, seconds, spec, engine)
+            note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json"), "exact": exact}
+            self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
+            return artifact
         except OSError as error:
             raise NoSpace(error.strerror) from None
 
@@ -163,7 +177,7 @@ class Drafts:
             "engine": engine,
         }
         data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
-        artifact = Artifact(
+        return Artifact(
             index=index,
             file=path.name,
             width=image.width,
@@ -174,9 +188,6 @@ class Drafts:
             seed=seed,
             seconds=seconds,
         )
-        note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json")}
-        self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
-        return artifact
 
     def _note(self, index: int) -> Path:
         return self._folder / f".{index:04d}.json"

@@ -17,6 +17,8 @@ _SAID = (
     "out of memory",  # CUDA, where it is not PyTorch's own allocator that asks
     "not enough memory",
     "bad allocation",
+    "could not create a primitive",  # oneDNN on the CPU, which never says why
+    "could not execute a primitive",
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
 

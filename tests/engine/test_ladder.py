@@ -247,3 +247,14 @@ def test_a_job_cancelled_on_a_rung_leaves_the_next_one_unharmed(
     ended = painter.run(tmp_path / "b", **QUICK)
     assert ended.memory["mode"] == "resident"
     assert (pixels(tmp_path / "b") == picture).all()
+
+
+def test_what_an_earlier_attempt_painted_in_fp8_is_still_told_of(
+    painter: Painter, ladder: Ladder, tmp_path: Path
+) -> None:
+    steps = iter(range(100))
+    with shortage(painter, "unet", lambda: ladder.placement.mode is not FP8 or next(steps) == 2):
+        assert painter.run(tmp_path, **QUICK | {"count": 2}).outcome is Outcome.FAILED  # after the first picture
+    ladder.seen.clear()
+    ended = painter.run(tmp_path, **QUICK | {"count": 2})
+    assert (ended.memory["mode"], ended.memory["exact"]) == ("resident", False)

@@ -1,0 +1,67 @@
+"""python tests/limited: the real worker, whose address space is limited (RLIMIT_AS) during large pictures.
+
+How far, says the job: its seed is what the process may still grow by (MiB), and 1,000 more if the limit stands before
+the picture is planned. Pictures of less than 512 pixels have no limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+
+import torch
+
+from imagend.job import Generate
+from imagend.messages import WorkerSettings
+from imagend.models import Models
+from imagend.worker.main import serve
+from imagend.worker.pipelines import Pipelines
+from imagend.worker.shortage import clean_up
+
+
+def limit(room_mb: int | None) -> None:
+    clean_up(torch.device("cpu"))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard if room_mb is None else size + room_mb * 2**20, hard))
+
+
+class Limited(Pipelines):
+    seed = 0
+    large = False
+
+    def prepare(self, spec: Generate, context: Any) -> Any:
+        assert spec.seeds is not None
+        limit(None)
+        pipe = super().prepare(spec, context)
+        self.seed, self.large = spec.seeds[0], (spec.width or 0) >= 512
+        if self.large and self.seed >= 1000:
+            limit(self.seed - 1000)
+        return pipe
+
+    def describe(self) -> dict[str, Any]:
+        """Called when the picture has been planned."""
+        if self.large and self.seed < 1000:
+            limit(self.seed)
+        return super().describe()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--device")
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = WorkerSettings.model_validate_json(arguments.settings)
+    pipelines = Limited(arguments.device, Models(arguments.models), settings)
+    serve(socket.socket(fileno=arguments.fd), pipelines)
+    sys.exit(0)
