@@ -101,7 +101,8 @@ class Config(Frozen):
     vram_limit_gb: float | None = Field(
         None,
         gt=0,
-        description="A worker uses no more of its GPU's memory (GiB) than this. null: all. A change needs a restart.",
+        description="A worker uses no more of its GPU's memory (GiB) than this, beside what CUDA itself needs. null: "
+        "all. A change needs a restart.",
     )
     base_cache_gb: float = Field(
         16.0,

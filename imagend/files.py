@@ -168,10 +168,10 @@ def create(path: Path, data: bytes, mode: int = 0o644) -> bool:
     return True
 
 
-def replace_hint(path: Path, data: bytes) -> None:
+def replace_hint(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace path in one step, not durably: for what is stale after a crash anyway."""
     temporary = _temporary(path)
-    _write(temporary, data, 0o644, durable=False)
+    _write(temporary, data, mode, durable=False)
     rename(temporary, path)
 
 

@@ -63,7 +63,8 @@ class Remembered:
         self._keep(key, entry)
         entries = {key: entry.model_dump() for key, entry in self._entries.items()}
         try:
-            files.replace_hint(self._path, json.dumps({"schema": SCHEMA, "entries": entries}).encode())
+            document = json.dumps({"schema": SCHEMA, "entries": entries}).encode()
+            files.replace_hint(self._path, document, 0o600)  # sizes that clients asked for
         except OSError as error:
             log.warning("what was seen of memory cannot be kept", why=error.strerror)
 
