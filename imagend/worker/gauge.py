@@ -56,6 +56,11 @@ class Gauge:
         return held + max(0, _own("VmHWM") - self._base)
 
 
+def host_room() -> int:
+    """Bytes of main memory that this process may still take."""
+    return max(0, min(_room()))
+
+
 def _of_cuda(device: torch.device) -> tuple[int, str]:
     properties = torch.cuda.get_device_properties(device)
     return int(properties.total_memory), str(properties.name)

@@ -178,6 +178,11 @@ def unhook(module: Any) -> None:
             del part.forward  # found in its class again
 
 
+def is_hooked(module: Any) -> bool:
+    """Whether a mode has left something in a module."""
+    return any("_hf_hook" in part.__dict__ or "_diffusers_hook" in part.__dict__ for part in module.modules())
+
+
 def _anatomy(pipe: Any) -> dict[str, Any]:
     parts = {name: sum(tensor.nbytes for tensor in part.parameters()) for name, part in modules(pipe).items()}
     layers = (layer for part in modules(pipe).values() for layer in part.modules())

@@ -16,29 +16,23 @@ with warnings.catch_warnings():
     import compel  # noqa: F401  imported now, so that the first job does not wait for it
     import diffusers
     import transformers
-    from diffusers import StableDiffusionXLPipeline
-    from safetensors import SafetensorError
 
 from imagend import __version__, schedulers
-from imagend.errors import BrokenModel
+from imagend.architecture import ModelKind
 from imagend.job import Generate
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
+from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
 from imagend.worker.prompt_cache import PromptCache
-from imagend.worker.shortage import is_out_of_memory
-from imagend.worker.vae import upcast
+from imagend.worker.switch import Switch
 
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
 _DECIDING = ("torch", "diffusers", "transformers", "compel")  # what can change a picture's bits
-
-
-# what the libraries raise on files that are missing, cut, of another shape or for another library
-_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
 class Context(Protocol):
@@ -50,71 +44,48 @@ class Context(Protocol):
 
 
 class Pipelines:
-    """One device and the model that is loaded on it."""
+    """One device and what is loaded on it."""
 
     def __init__(self, device: str, models: Models, settings: WorkerSettings | None = None) -> None:
         self.device, self.models, self.settings = device, models, settings or WorkerSettings()
         self.dtype = torch.float32 if device == "cpu" else torch.float16
         self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
         self.ladder = Ladder(device, self.settings.vram_limit_gb)
-        self.model: Model | None = None
-        self.files: dict[str, str] = {}
         self.inversions = Inversions(models)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
-        self._pipe: Any = None
-        self._scheduler_config: dict[str, Any] = {}
+        self.switch = Switch(models, self.ladder.placement, int(self.settings.base_cache_gb * 2**30))
+        self._loading: dict[str, Any] = {}
 
     def prepare(self, spec: Generate, context: Context) -> Any:
-        """The pipeline for a completed spec: its base, its scheduler and what its prompts name. Where its weights are,
-        the memory ladder says afterwards. Raises JobFailed, Interrupt.
+        """The pipeline for a completed spec: its base, its VAE, its scheduler and what its prompts name. Where its
+        weights are, the memory ladder says afterwards. Raises JobFailed, Interrupt.
         """
         assert spec.model is not None
-        pipe = self.get(spec.model, lambda: context.progress("model_loading"))
+        self._loading = context.loading
+        pipe = self.get(spec.model, lambda: context.progress("model_loading"), None)
         self.set_scheduler(spec.scheduler)
         self.inversions.apply(pipe, spec)
         return pipe
 
-    def get(self, name: str, loading: Callable[[], None]) -> Any:
-        """The pipeline of a model; `loading` is called before a load, which takes seconds to minutes.
-
-        Raises UnknownModel, BrokenModel, BrokenWeights.
+    def get(self, name: str, loading: Callable[[], None], vae: str | None = None) -> Any:
+        """The pipeline of a model with a VAE (None: its own); `loading` is called before a load, which takes seconds to
+        minutes. Raises UnknownModel and its like, UnsupportedSetting.
         """
         model = self.models.find(name)
-        if self._pipe is None or self.model != model:
-            loading()
-            self._load(model)
-        return self._pipe
-
-    def _load(self, model: Model) -> None:
-        self.ladder.placement.release()
-        self._pipe, self.model = None, None
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
-        self.models.check(model)
-        try:
-            pipe = StableDiffusionXLPipeline.from_pretrained(
-                model.path, local_files_only=True, use_safetensors=True, dtype=self.dtype, add_watermarker=False
-            )
-        except torch.AcceleratorError:  # the device's trouble, not the files'
-            raise
-        except _BROKEN as error:
-            if is_out_of_memory(error):
-                raise
-            raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
-        pipe.set_progress_bar_config(disable=True)
-        upcast(pipe.vae)
-        self._pipe, self.model = pipe, model
-        self.files = self.models.digests(model)
-        self._scheduler_config = dict(pipe.scheduler.config)
+        other = self.models.find(vae, ModelKind.VAE) if vae is not None else None
+        self._loading |= self.switch.to(model, other, self.dtype, loading)
+        return self.switch.pipe
 
     def set_scheduler(self, name: str | None) -> None:
         """Give the pipeline a fresh scheduler: the model's own, or `name` on the model's settings."""
+        assert self.switch.base is not None
+        own = self.switch.base.rest["scheduler"]
         if name is None:
-            cls, overrides = getattr(diffusers, str(self._scheduler_config["_class_name"])), {}
+            cls, overrides = type(own), {}
         else:
             choice = schedulers.choose(name)
             cls, overrides = getattr(diffusers, choice.class_name), dict(choice.overrides)
-        self._pipe.scheduler = cls.from_config(self._scheduler_config, **overrides)
+        self.switch.pipe.scheduler = cls.from_config(own.config, **overrides)
 
     def memory(self) -> dict[str, int]:
         """The device's, in bytes, for Ready."""
@@ -124,30 +95,44 @@ class Pipelines:
         """Let go of what only spares work and lies where memory is short."""
         if self.device == "cpu":
             self.prompts.clear()
+            self.switch.shed()
 
     def identity(self) -> str:
         """Which weights are loaded."""
-        return digest(self.files)
+        return digest({f"{model.kind}/{name}": sha256 for model in self._used() for name, sha256 in self._files(model)})
 
     def encoders(self) -> Hashable:
         """All that decides what the text encoders make of a text."""
-        assert self.model is not None
-        return self.model.path, self.model.version, str(self.dtype)
+        model = self._used()[0]
+        return model.path, model.version, str(self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """What painted, for the manifest. JSON only."""
-        assert self.model is not None
-        config = {key: value for key, value in self._pipe.scheduler.config.items() if not key.startswith("_")}
+        model, *vae = (_described(model, dict(self._files(model))) for model in self._used())
+        scheduler = self.switch.pipe.scheduler
+        config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         return {
             "device": self.device,
             "device_name": _device_name(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "versions": {"imagend": __version__, **self.versions},
-            "model": {"name": self.model.name, "sha256": digest(self.files), "files": self.files},
+            "model": model,
+            "vae": vae[0] if vae else None,
             "embeddings": self.inversions.describe(),
-            "scheduler": {"class": type(self._pipe.scheduler).__name__, "config": _plain(config)},
+            "scheduler": {"class": type(scheduler).__name__, "config": _plain(config)},
         }
+
+    def _used(self) -> list[Model]:
+        """The base's and, if it is not the base's own, the VAE's."""
+        return [loaded.model for loaded in (self.switch.base, self.switch.vae) if loaded is not None]
+
+    def _files(self, model: Model) -> list[tuple[str, str]]:
+        return list(self.models.digests(model).items())
+
+
+def _described(model: Model, files: dict[str, str]) -> dict[str, Any]:
+    return {"name": model.name, "sha256": digest(files), "files": files}
 
 
 def _device_name(device: str) -> str:

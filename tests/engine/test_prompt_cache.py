@@ -150,12 +150,13 @@ def test_a_base_whose_text_encoder_has_changed_is_another_one(
     pipelines = painter.pipelines
     painter.run(tmp_path, prompt="a red circle", num_inference_steps=1)
     before = pipelines.encoders()
-    model = pipelines.model
-    assert model is not None
+    base = pipelines.switch.base
+    assert base is not None
+    model = base.model
     try:
         for changed in (replace(model, version=("other",)), replace(model, path=tmp_path / "one.safetensors")):
-            pipelines.model = changed
+            pipelines.switch.base = replace(base, model=changed)
             assert pipelines.encoders() != before
     finally:
-        pipelines.model = model
+        pipelines.switch.base = base
     assert pipelines.encoders() == before

@@ -1,0 +1,143 @@
+"""Base models and VAEs from disk: diffusers folders and single files. It judges none and keeps none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import imagend
+from imagend.architecture import ModelKind
+from imagend.errors import BrokenModel, JobFailed, UnusableModel
+from imagend.models import EMBEDDED, Model, Models
+from imagend.worker.part import Part, own
+from imagend.worker.shortage import is_out_of_memory
+from imagend.worker.vae import upcast
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # their own import-time warnings; nobody here can act on them
+    from diffusers import AutoencoderKL
+    from diffusers import StableDiffusionXLPipeline as StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors import SafetensorError
+
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+SDXL = Path(imagend.__file__).parent / "sdxl"
+_SDXL_SHAPE = (320, 2048)
+"""channels and cross_attention_dim"""
+
+# what the libraries raise on files that are missing, cut, of another shape or for another library
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+_BROKEN_FILE = (SafetensorError, SingleFileComponentError)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A base model, or a VAE alone, as loaded. `rest`: what a base's pipeline takes beside modules with weights."""
+
+    model: Model
+    parts: dict[str, Part]
+    rest: dict[str, Any]
+    config_folder: Path
+    """where the configuration of its VAE is, for a VAE that comes as a single file"""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its weights are in main memory, in no module's hands."""
+        return all(part.weights is not None for part in self.parts.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts.values())
+
+
+def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
+    """Into main memory. Raises BrokenModel, UnusableModel, BrokenWeights; what memory and devices raise."""
+    if model.architecture.inpainting:
+        raise UnusableModel("model", model.name, "for inpainting: it only repaints pictures")
+    models.check(model)
+    folder = _config_folder(model, models) if model.is_file else model.path
+    options: dict[str, Any] = {"local_files_only": True, "dtype": dtype, "add_watermarker": False}
+    with _errors_of(model):
+        if model.is_file:
+            without = {} if model.architecture.has_vae else {"vae": None}
+            pipe = StableDiffusionXLPipeline.from_single_file(model.path, config=str(folder), **options, **without)
+        else:
+            pipe = StableDiffusionXLPipeline.from_pretrained(model.path, use_safetensors=True, **options)
+        parts = {name: _part(module) for name, module in pipe.components.items() if name in COMPONENTS and module}
+    rest = {name: part for name, part in pipe.components.items() if name not in COMPONENTS}
+    rest["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
+    rest["scheduler"] = _scheduler(model, pipe.scheduler)
+    return Loaded(model, parts, rest, folder)
+
+
+def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> Loaded:
+    """A VAE to go with a base. Raises as load_base() does."""
+    models.check(model)
+    with _errors_of(model):
+        if model.is_file:
+            where = {"config": str(base.config_folder), "subfolder": "vae"}
+            vae = AutoencoderKL.from_single_file(model.path, **where, local_files_only=True, dtype=dtype)
+        else:
+            vae = AutoencoderKL.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=dtype)
+        part = _part(vae)
+    return Loaded(model, {"vae": part}, {}, model.path)
+
+
+def _part(module: Any) -> Part:
+    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise ValueError(f"it lacks some of its weights, {missing[0]} among them")
+    if isinstance(module, AutoencoderKL):
+        upcast(module)
+    own(module)
+    return Part(module)
+
+
+def _config_folder(model: Model, models: Models) -> Path:
+    """What a checkpoint does not say: SDXL's configuration; of a sibling of another size, a folder's beside it."""
+    shape = (model.architecture.channels, model.architecture.cross_attention_dim)
+    if shape == _SDXL_SHAPE:
+        return SDXL
+    for name in (EMBEDDED, *models.list(ModelKind.BASE)):
+        try:
+            other = models.find(name)
+        except JobFailed:
+            continue
+        found = (other.architecture.channels, other.architecture.cross_attention_dim)
+        if not other.is_file and not other.architecture.inpainting and found == shape:
+            return other.path
+    raise UnusableModel(
+        "model", model.name, f"a relative of SDXL of another size {shape}: get it as a folder in diffusers' format"
+    )
+
+
+def _scheduler(model: Model, scheduler: Any) -> Any:
+    """A checkpoint's own: SDXL's, for what its marks say that it predicts."""
+    judged = model.architecture
+    if not model.is_file or (judged.prediction_type is None and not judged.zero_snr):
+        return scheduler
+    marks: dict[str, Any] = {"prediction_type": judged.prediction_type or scheduler.config.prediction_type}
+    if judged.zero_snr:
+        marks |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return type(scheduler).from_config(scheduler.config, **marks)
+
+
+@contextmanager
+def _errors_of(model: Model) -> Iterator[None]:
+    """What a library says of a model's files, as BrokenModel."""
+    try:
+        yield
+    except torch.AcceleratorError:  # the device's trouble, not the files'
+        raise
+    except NotImplementedError:  # "Cannot copy out of meta tensor": the file had nothing to put there
+        raise BrokenModel(model.name, "it lacks some of its weights") from None
+    except (*_BROKEN, *_BROKEN_FILE) as error:
+        if is_out_of_memory(error):
+            raise
+        raise BrokenModel(model.name, " ".join(str(error).split())[:300]) from None
