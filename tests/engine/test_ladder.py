@@ -16,7 +16,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from imagend.job import Outcome  # noqa: E402
-from imagend.memory_plan import Mode, Rung, Stage, label  # noqa: E402
+from imagend.memory_plan import Mode, Rung, Stage, Work, label, need  # noqa: E402
 from imagend.messages import Known, MemoryShort, Progress  # noqa: E402
 from imagend.worker.ladder import Ladder  # noqa: E402
 from imagend.worker.memory import tiled  # noqa: E402
@@ -150,6 +150,23 @@ def test_on_the_cpu_decoding_takes_tiles_at_once(
     with shortage(painter, "vae", lambda: next(left, False)):
         ended = painter.run(tmp_path, **QUICK)
     assert (ended.memory["mode"], ended.memory["vae_tile"], ended.memory["exact"]) == ("resident", 64, False)
+
+
+def test_where_it_is_known_that_it_does_not_fit_nothing_has_to_fail(
+    painter: Painter, ladder: Ladder, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "modes", (RESIDENT,))
+    painter.run(tmp_path / "a", **QUICK)
+    anatomy = ladder.placement.anatomy(painter.pipelines.get("shapes-xl", lambda: None))
+    work = Work(width=128, height=128, batch=2, **anatomy)
+    whole, tile = (need(Rung(vae_tile=side), work) for side in (None, 64))
+    assert tile < whole
+    monkeypatch.setattr(ladder, "seen", {})
+    monkeypatch.setattr(ladder.gauge, "available", lambda held=0: (tile + whole) // 2)
+    memory = painter.run(tmp_path / "b", **QUICK).memory
+    assert (memory["vae_tile"], memory["exact"], memory["retries"]) == (64, False, [])
+    with tiled(plain.vae, 64):
+        assert (pixels(tmp_path / "b") == plainly(plain)).all()
 
 
 # The end of the ladder

@@ -15,6 +15,7 @@ from imagend.memory_plan import Mode  # noqa: E402
 from imagend.prompt_tree import PromptSyntax  # noqa: E402
 from imagend.worker.encode import encode  # noqa: E402
 from imagend.worker.memory import Onload, Placement, can_stream, modules, tiled  # noqa: E402
+from imagend.worker.text_encoder import Inversion  # noqa: E402
 
 EXACT = [mode for mode in Mode if mode is not Mode.FP8]
 
@@ -100,6 +101,19 @@ def test_modes_follow_each_other(pipe: Any, placement: Placement) -> None:
     assert state(pipe) == before
 
 
+def test_textual_inversions_are_encoded_in_every_mode(pipe: Any, placement: Placement) -> None:
+    torch.manual_seed(0)
+    inversion = Inversion("x", "0" * 64, (torch.randn(2, 64), torch.randn(2, 96)))
+
+    def encoded() -> dict[str, Any]:
+        return encode(pipe, "a x circle", None, PromptSyntax.PLAIN, None, split=lambda _: ["a ", inversion, " circle"])
+
+    resident = encoded()
+    for mode in Mode:
+        placement.apply(pipe, mode)
+        assert all(torch.equal(tensor, resident[name]) for name, tensor in encoded().items()), mode
+
+
 @pytest.fixture
 def adapt(pipe: Any) -> Iterator[Callable[..., None]]:
     """Give UNet and text encoder an adapter."""
@@ -115,8 +129,9 @@ def adapt(pipe: Any) -> Iterator[Callable[..., None]]:
     pipe.unload_lora_weights()
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "dora"), [*((mode, False) for mode in Mode), (Mode.MODEL_OFFLOAD, True), (Mode.SEQUENTIAL, True)]
+)
 def test_with_loras_too(pipe: Any, placement: Placement, adapt: Callable[..., None], mode: Mode, dora: bool) -> None:
     bare = paint(pipe)
     adapt(use_dora=dora)
@@ -132,8 +147,10 @@ def test_with_loras_too(pipe: Any, placement: Placement, adapt: Callable[..., No
     assert torch.equal(paint(pipe), bare)
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("where", ["text_encoder", "unet", "vae"])
+@pytest.mark.parametrize(
+    ("mode", "where"),
+    [*((mode, "unet") for mode in Mode), (Mode.MODEL_OFFLOAD, "vae"), (Mode.SEQUENTIAL, "text_encoder")],
+)
 def test_a_failure_amid_a_mode_leaves_nothing(pipe: Any, placement: Placement, mode: Mode, where: str) -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("injected")

@@ -95,7 +95,6 @@ def test_real_shortages_in_a_real_worker(home: Home, plain: Any, capfd: pytest.C
     quick: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 1.0}
     small = home.drop("a.json", **quick, width=64, height=64, seed=7, nonce="1")
     decoding = home.drop("b.json", **quick, width=1024, height=1024, seed=200)
-    planned = home.drop("c.json", **quick, width=1024, height=960, seed=1200)
     hopeless = home.drop("d.json", **quick, width=1024, height=896, seed=2)
     after = home.drop("e.json", **quick, width=64, height=64, seed=7, nonce="2")
     with capture_logs() as log:
@@ -115,10 +114,6 @@ def test_real_shortages_in_a_real_worker(home: Home, plain: Any, capfd: pytest.C
     assert "resident" in memory["retries"][0]["rung"]
     assert memory["exact"] is False
     assert (picture(home, decoding) == plainly(decoding, memory["vae_tile"])).all()
-
-    memory = home.manifest(planned)["memory"]  # the limit is known: nothing has to fail
-    assert memory["retries"] == []
-    assert memory["vae_tile"] is not None
 
     manifest = home.manifest(hopeless)
     assert manifest["error"]["code"] == "OUT_OF_MEMORY"

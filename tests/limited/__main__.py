@@ -1,7 +1,7 @@
 """python tests/limited: the real worker, whose address space is limited (RLIMIT_AS) during large pictures.
 
-How far, says the job: its seed is what the process may still grow by (MiB), and 1,000 more if the limit stands before
-the picture is planned. Pictures of less than 512 pixels have no limit.
+How far, says the job: its seed is what the process may still grow by (MiB) once the picture has been planned. Pictures
+of less than 512 pixels have no limit.
 """
 
 from __future__ import annotations
@@ -35,22 +35,17 @@ def limit(room_mb: int | None) -> None:
 
 
 class Limited(Pipelines):
-    seed = 0
-    large = False
+    room_mb: int | None = None
 
     def prepare(self, spec: Generate, context: Any) -> Any:
         assert spec.seeds is not None
         limit(None)
-        pipe = super().prepare(spec, context)
-        self.seed, self.large = spec.seeds[0], (spec.width or 0) >= 512
-        if self.large and self.seed >= 1000:
-            limit(self.seed - 1000)
-        return pipe
+        self.room_mb = spec.seeds[0] if (spec.width or 0) >= 512 else None
+        return super().prepare(spec, context)
 
     def describe(self) -> dict[str, Any]:
         """Called when the picture has been planned."""
-        if self.large and self.seed < 1000:
-            limit(self.seed)
+        limit(self.room_mb)
         return super().describe()
 
 
