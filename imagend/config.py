@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imagend.config_keys import FIXED, Client, Config, ImageType
+from imagend.config_keys import FIXED, Client, Config, ImageType, ModelSettings
 from imagend.errors import BadConfig
 from imagend.rights import Limits, Rights
 
-__all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "find", "load", "template"]
+__all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "ModelSettings", "find", "load", "template"]
 
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")
@@ -122,6 +122,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 def _known(at: tuple[int | str, ...]) -> Iterable[str]:
     models: dict[object, type[BaseModel]] = {
         "image_types": ImageType,
+        "model_settings": ModelSettings,
         "client": Client,
         "limits": Limits,
         "clients": Rights,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from imagend import presets
 from imagend.job import CLIENT_NAME, NAME, Frozen, ModelName, Side
 from imagend.messages import WorkerSettings
 from imagend.rights import Limits, Rights
@@ -35,6 +36,15 @@ class ImageType(Frozen):
     prompt_prefix: str = ""
     prompt_suffix: str = ""
     negative_prompt: str | None = None
+
+
+class ModelSettings(Frozen):
+    """What a model's files do not say. What a job says itself wins over it."""
+
+    vae: ModelName | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    rescale_betas_zero_snr: bool | None = None
+    preset: presets.Name | None = None
 
 
 class Client(Frozen):
@@ -88,6 +98,12 @@ class Config(Frozen):
         description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
     )
     default_model: ModelName = Field("shapes-xl", description="The model of jobs that name none.")
+    model_settings: dict[ModelName, ModelSettings] = Field(
+        {},
+        description="What some models need that their files do not say, by the names that `imagend models` lists: "
+        "`vae`, `prediction_type`, `rescale_betas_zero_snr`, and `preset`: lightning, hyper, lcm, turbo, tcd or none, "
+        "where the name tells it wrongly. As in `pony v6: {vae: sdxl-vae-fp16-fix}`. What a job says itself wins.",
+    )
     image_types: dict[Name, ImageType] = Field(
         _IMAGE_TYPES,
         description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "

@@ -77,6 +77,12 @@ def _scheduler(name: str) -> str:
     return name
 
 
+def _schedule_type(name: str) -> str:
+    if name.lower() not in (known.lower() for known in schedulers.SCHEDULE_TYPES):
+        raise ValueError(f"is not a known schedule type; known are: {', '.join(schedulers.SCHEDULE_TYPES)}")
+    return name
+
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must be one line without control characters")
@@ -144,14 +150,39 @@ class Generate(Frozen):
         description="A base model: a file under models/checkpoints/, without its extension, or a folder under "
         "models/diffusers/, as `imagend models` lists them; default_model of config.yaml if left out.",
     )
+    vae: ModelName | None = Field(
+        None,
+        description="A VAE: a file under models/vae/, without its extension, or a folder there. Left out, that of "
+        "`model_settings` in config.yaml, or else the model's own.",
+    )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
-    num_inference_steps: int = Field(30, ge=1, le=150, description="Denoising steps.")
-    guidance_scale: float = Field(
-        5.0, ge=0.0, le=30.0, description="How closely to follow the prompt; 1 or less: no guidance."
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=150, description="Denoising steps; those of the model's preset if left out, else 30."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=0.0,
+        le=30.0,
+        description="How closely to follow the prompt; 1 or less: no guidance. The preset's if left out, else 5.",
     )
     scheduler: Annotated[str, AfterValidator(_scheduler)] | None = Field(
-        None, description="A diffusers class or an AUTOMATIC1111 sampler name; the model's own if left out."
+        None,
+        description="A diffusers class or an AUTOMATIC1111 sampler name; the preset's or the model's own if left out.",
+    )
+    schedule_type: Annotated[str, AfterValidator(_schedule_type)] | None = Field(
+        None,
+        description="How noise falls from step to step, as AUTOMATIC1111 has it: Karras, Exponential, Beta, SGM "
+        "Uniform, Simple, or Automatic (what the sampler has there); the preset's or the model's own if left out.",
+    )
+    eta: float | None = Field(
+        None, ge=0.0, le=1.0, description="Noise added at each step, by DDIM and TCD only; 0 if left out."
+    )
+    prediction_type: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="What the model predicts: only where its files say it wrongly or not at all."
+    )
+    rescale_betas_zero_snr: bool | None = Field(
+        None, description="Begin with nothing but noise, as some models of v_prediction are trained; as its files say."
     )
     seed: Seed | None = Field(
         None, description="Picture i is painted from seed + i. Left out, it follows from the job's id."
@@ -180,6 +211,9 @@ class Generate(Frozen):
             raise ValueError("seeds: replaces seed and count; give either seeds, or seed and count")
         if self.seed is not None and self.seed + (self.count or 1) - 1 > MAX_SEED:
             raise ValueError(f"seed: goes beyond the largest seed, {MAX_SEED}, within count; use a smaller one")
+        if self.scheduler is not None:
+            chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
+            schedulers.configure(self.scheduler, *chosen)
         for field in ("prompt", "negative_prompt"):
             try:
                 prompts.parse(getattr(self, field) or "", self.prompt_syntax)
@@ -268,32 +302,3 @@ class Manifest(Frozen):
     error: dict[str, Any] | None = None
 
     model_config = ConfigDict(serialize_by_alias=True)
-
-
-def schema_of_job_file() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of job files; `signature`, the last member, is added by signing."""
-    variants = []
-    for kind, spec in SPECS.items():
-        header, own = Header.model_json_schema(), spec.model_json_schema()
-        variants.append(
-            {
-                "title": kind,
-                "description": spec.__doc__,
-                "type": "object",
-                "properties": header["properties"]
-                | {"kind": {"const": kind, "description": header["properties"]["kind"]["description"]}}
-                | own["properties"]
-                | {"signature": {"type": "string", "contentEncoding": "base64", "description": "SSHSIG, always last."}},
-                "required": [*header["required"], *own.get("required", ())],
-                "additionalProperties": False,
-                "$defs": header.get("$defs", {}) | own.get("$defs", {}),
-            }
-        )
-    definitions = {name: value for variant in variants for name, value in variant.pop("$defs").items()}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": JOB_SCHEMA,
-        "title": "imagend job file",
-        "oneOf": variants,
-        "$defs": definitions,
-    }

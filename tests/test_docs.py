@@ -40,7 +40,13 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"`{option['const']}`"
     if option.get("format") == "date-time":
         return "RFC 3339 time"
-    words = {"integer": "whole number", "number": "number", "string": "text", "array": "list of whole numbers"}
+    words = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+        "array": "list of whole numbers",
+    }
     limits = option if option["type"] != "array" else option["items"]
     text = words[option["type"]]
     if "minimum" in limits:

@@ -30,6 +30,7 @@ TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in
 WORDS = {
     "errors",
     "job",
+    "job_schema",
     "jobfile",
     "prompt",
     "prompt_tree",
@@ -37,6 +38,7 @@ WORDS = {
     "mentions",
     "likeness",
     "schedulers",
+    "presets",
     "messages",
     "memory_plan",
     "signers",

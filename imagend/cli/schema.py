@@ -11,7 +11,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from imagend.job import schema_of_job_file
+    from imagend.job_schema import schema_of_job_file
 
     print(json.dumps(schema_of_job_file(), indent=2))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil
 
+from imagend import presets
 from imagend.config import Config
 from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited
@@ -48,7 +49,7 @@ def work(spec: Generate, config: Config) -> float:
     width = spec.width or (preset.width if preset else _NATIVE)
     height = spec.height or (preset.height if preset else _NATIVE)
     pictures = len(spec.seeds) if spec.seeds else spec.count or 1
-    return pictures * width * height * spec.num_inference_steps / 1e6
+    return pictures * width * height * (spec.num_inference_steps or presets.NUM_INFERENCE_STEPS) / 1e6
 
 
 def _forbidden(field: str, value: object, why: str) -> Forbidden:

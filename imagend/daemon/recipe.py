@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
-from imagend.config import Config, ImageType
+from imagend import presets, schedulers
+from imagend.config import Config, ImageType, ModelSettings
 from imagend.errors import UnsupportedSetting
 from imagend.job import Generate, Ref
 from imagend.models import Model
@@ -13,9 +16,10 @@ _NATIVE = 1024  # image types are written for SDXL's own size
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:
-    """`spec` with model, size, seeds and image type's affixes written out. seed, count and image_type become None.
+    """`spec` with model, VAE, size, steps, scheduler's settings, seeds and the image type's affixes written out. seed,
+    count and image_type become None; what stays None is as the model's own files say.
 
-    Raises UnsupportedSetting where the affixes break the prompt's syntax.
+    Raises UnsupportedSetting where the affixes break the prompt's syntax, or a setting does not go with the others.
     """
     preset = config.image_types.get(spec.image_type) if spec.image_type else None
     width, height = _size(preset, model)
@@ -23,7 +27,7 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     if preset:
         prompt = f"{preset.prompt_prefix}{prompt}{preset.prompt_suffix}"
         negative_prompt = preset.negative_prompt if negative_prompt is None else negative_prompt
-    filled = {
+    filled = _sampling(spec, config.model_settings.get(model.name, ModelSettings()), model) | {
         "model": model.name,
         "width": spec.width or width,
         "height": spec.height or height,
@@ -38,7 +42,27 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         return Generate.model_validate(spec.model_dump() | filled)
     except ValidationError as error:
         why = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors(include_input=False))
-        raise UnsupportedSetting(f"image_type: {spec.image_type!r} does not go with this job: {why}") from None
+        culprit = f"image_type: {spec.image_type!r}" if spec.image_type else f"model: {model.name!r}, as it is set,"
+        raise UnsupportedSetting(f"{culprit} does not go with this job: {why}") from None
+
+
+def _sampling(spec: Generate, settings: ModelSettings, model: Model) -> dict[str, Any]:
+    """What the model's settings and preset decide, where the job does not."""
+    preset = presets.of(model.name, settings.preset)
+    scheduler, schedule_type = spec.scheduler or preset.scheduler, spec.schedule_type
+    if schedule_type is None and scheduler is not None and preset.schedule_type in schedulers.schedule_types(scheduler):
+        schedule_type = preset.schedule_type
+    rescale = settings.rescale_betas_zero_snr if spec.rescale_betas_zero_snr is None else spec.rescale_betas_zero_snr
+    return {
+        "vae": spec.vae or settings.vae,
+        "num_inference_steps": spec.num_inference_steps or preset.num_inference_steps,
+        "guidance_scale": preset.guidance_scale if spec.guidance_scale is None else spec.guidance_scale,
+        "scheduler": scheduler,
+        "schedule_type": schedule_type,
+        "eta": preset.eta if spec.eta is None and spec.scheduler is None else spec.eta,
+        "prediction_type": spec.prediction_type or settings.prediction_type,
+        "rescale_betas_zero_snr": rescale,
+    }
 
 
 def seeds(spec: Generate, ref: Ref) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ class Climb:
         spec = self._spec
         assert spec.width is not None
         assert spec.height is not None
+        assert spec.guidance_scale is not None
         batch = 2 if spec.guidance_scale > 1 else 1
         anatomy = self._ladder.placement.anatomy(pipe)
         self._work = Work(width=spec.width, height=spec.height, batch=batch, **anatomy)

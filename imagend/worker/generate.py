@@ -100,6 +100,7 @@ def _call(
     climb: Climb,
 ) -> Image.Image:
     assert spec.seeds is not None
+    assert spec.num_inference_steps is not None
     pictures, steps = len(spec.seeds), spec.num_inference_steps
 
     def on_step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def _call(
             height=spec.height,
             num_inference_steps=steps,
             guidance_scale=spec.guidance_scale,
+            eta=spec.eta or 0.0,
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=on_step_end,
             output_type="latent",

@@ -58,16 +58,18 @@ def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, 
 
 def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
     """AUTOMATIC1111's three-part text: prompt, negative prompt, settings."""
-    scheduler, model = engine["scheduler"], engine["model"]
+    scheduler, model, vae = engine["scheduler"], engine["model"], engine.get("vae")
     settings: dict[str, object] = {
         "Steps": spec.num_inference_steps,
         "Sampler": schedulers.sampler_name(scheduler["class"], scheduler["config"]),
-        "Schedule type": "Karras" if scheduler["config"].get("use_karras_sigmas") else None,
+        "Schedule type": schedulers.schedule_type_of(scheduler["config"]) or spec.schedule_type,
         "CFG scale": f"{spec.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{spec.width}x{spec.height}",
         "Model hash": model["sha256"][:10],
         "Model": model["name"],
+        "VAE hash": vae["sha256"][:10] if vae else None,
+        "VAE": vae["name"] if vae else None,
         "TI hashes": _hashes(engine.get("embeddings", ())),
         "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
         "RNG": "CPU",

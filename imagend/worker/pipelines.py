@@ -19,6 +19,7 @@ with warnings.catch_warnings():
 
 from imagend import __version__, schedulers
 from imagend.architecture import ModelKind
+from imagend.errors import UnsupportedSetting
 from imagend.job import Generate
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
@@ -62,8 +63,8 @@ class Pipelines:
         """
         assert spec.model is not None
         self._loading = context.loading
-        pipe = self.get(spec.model, lambda: context.progress("model_loading"), None)
-        self.set_scheduler(spec.scheduler)
+        pipe = self.get(spec.model, lambda: context.progress("model_loading"), spec.vae)
+        pipe.scheduler = self._scheduler(spec)
         self.inversions.apply(pipe, spec)
         return pipe
 
@@ -76,16 +77,20 @@ class Pipelines:
         self._loading |= self.switch.to(model, other, self.dtype, loading)
         return self.switch.pipe
 
-    def set_scheduler(self, name: str | None) -> None:
-        """Give the pipeline a fresh scheduler: the model's own, or `name` on the model's settings."""
+    def _scheduler(self, spec: Generate) -> Any:
+        """A fresh one: of the model's own class or the one asked for, on the model's settings, changed as asked."""
         assert self.switch.base is not None
         own = self.switch.base.rest["scheduler"]
-        if name is None:
-            cls, overrides = type(own), {}
-        else:
-            choice = schedulers.choose(name)
-            cls, overrides = getattr(diffusers, choice.class_name), dict(choice.overrides)
-        self.switch.pipe.scheduler = cls.from_config(own.config, **overrides)
+        name = spec.scheduler or type(own).__name__
+        if name not in schedulers.CLASSES and not spec.scheduler:
+            return type(own).from_config(own.config)
+        try:
+            choice = schedulers.configure(
+                name, spec.schedule_type, spec.prediction_type, spec.rescale_betas_zero_snr, spec.eta
+            )
+        except ValueError as error:
+            raise UnsupportedSetting(str(error)) from None
+        return getattr(diffusers, choice.class_name).from_config(own.config, **choice.overrides)
 
     def memory(self) -> dict[str, int]:
         """The device's, in bytes, for Ready."""

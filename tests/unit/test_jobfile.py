@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from imagend import jobfile
 from imagend.errors import Expired, InvalidJob, Rejected, TooLarge
-from imagend.job import MAX_JOB_BYTES, SPECS, CancelRequest, Generate, Header, Job, schema_of_job_file
+from imagend.job import MAX_JOB_BYTES, SPECS, CancelRequest, Generate, Header, Job
+from imagend.job_schema import schema_of_job_file
 from imagend.signing import job_id
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -325,6 +326,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         "string": isinstance(value, str),
         "integer": is_number and value == int(value),
         "number": is_number,
+        "boolean": isinstance(value, bool),
         "null": value is None,
     }
     tests = {
