@@ -11,12 +11,14 @@ from pathlib import Path
 from benchmarks.place import Place
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.daemon.intake import MAX_BATCH
+from imagend.daemon.librarian import Librarian
 from imagend.daemon.loop import Daemon
 from imagend.job import Artifact, Outcome
 from imagend.messages import Ended, Message, Ready, Run, Stop
 from imagend.models import Models
 from imagend.outputs import Outputs
 from imagend.spool import Spool
+from imagend.survey import Survey
 
 PICTURE = bytes(1024)
 
@@ -65,8 +67,9 @@ def opened(here: Place) -> Daemon:
     spool, outputs = Spool(here.config.spool), Outputs(here.config.outputs)
     spool.open()
     outputs.open()
-    models, painter = Models(here.config.models), NullPainter(mailbox)
-    daemon = Daemon(here.config, lambda: here.config, spool, outputs, models, painter, (), mailbox)
+    librarian = Librarian(Survey(Models(here.config.models)), here.config.spool, lambda: None, time.monotonic)
+    librarian.look()
+    daemon = Daemon(here.config, lambda: here.config, spool, outputs, librarian, NullPainter(mailbox), (), mailbox)
     daemon.recover()
     return daemon
 

@@ -27,6 +27,10 @@ class ModelKind(enum.StrEnum):
     def noun(self) -> str:
         return _NOUNS.get(self, self.value)
 
+    @property
+    def a_noun(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeiouI' else 'a'} {self.noun}"
+
 
 _FOLDERS = {
     ModelKind.BASE: ("diffusers", "checkpoints"),

@@ -5,7 +5,7 @@ ImagendError
 │   ├── Unauthorized (Unsigned), Forbidden, Expired, TooLarge, UnknownJob
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
-│   ├── UnknownModel, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
+│   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -119,6 +119,12 @@ class JobFailed(ImagendError):
 
 class UnknownModel(JobFailed):
     """No {} named {!r} under models/. Known are: {}. Put it there or correct its name in the job."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class ModelArriving(JobFailed):
+    """The {} {!r} is still being copied. Send the job again when `imagend models` lists it."""
 
     code, status = "MODEL_NOT_FOUND", 404
 

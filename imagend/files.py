@@ -213,6 +213,11 @@ def append(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> 
         os.close(fd)
 
 
+def no_waiting(path: str, flags: int) -> int:
+    """An opener, for open(), that waits for no pipe's other end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class NotOrdinary(OSError):
     """Not a regular file: a link, a folder, a pipe, a socket or a device."""
 

@@ -31,7 +31,7 @@ class Known(Frozen):
     """What the daemon knows that spares a worker work: it may be of no use, but what it says is true."""
 
     digests: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of weight files by their absolute path"""
+    """SHA-256 of weight files by imagend.hashes.stamp(): of a file that has changed it says nothing"""
     memory: dict[str, Any] = Field(default_factory=dict)
     """what earlier attempts told of memory (Ended.memory)"""
 

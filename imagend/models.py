@@ -20,6 +20,7 @@ from typing import Any
 from imagend import files, weights
 from imagend.architecture import Architecture, ModelKind, family
 from imagend.errors import BrokenModel, UnusableModel
+from imagend.hashes import stamp
 from imagend.header import Header
 from imagend.model_folders import Found, ModelFolders
 from imagend.model_names import match
@@ -164,14 +165,24 @@ def digest(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(digests.items())).encode()).hexdigest()
 
 
-def stamp(status: os.stat_result) -> str:
-    """What tells one state of a file from another without reading it: device, inode, size and time of change."""
-    return f"{status.st_dev:x}:{status.st_ino:x}:{status.st_size}:{status.st_mtime_ns}"
-
-
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     """Those that diffusers may load: it looks no deeper. Unlike rglob(), glob() looks into folders that are links."""
     return tuple(sorted((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))))
+
+
+def check_whole(model: Model) -> None:
+    """That a folder's parts are all there; while it is being copied they are not. Raises BrokenModel."""
+    if model.is_file:
+        return
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2") if model.kind is ModelKind.BASE else (".",)
+    for part in parts:
+        if not any((model.path / part).glob("*.safetensors")):
+            raise BrokenModel(model.name, f"{part} has no weights (*.safetensors)")
+    for path in sorted(model.path.glob("*/*.safetensors.index.json")):
+        places = read_json(path).get("weight_map")
+        for place in sorted(set(map(str, places.values()))) if isinstance(places, dict) else ():
+            if not (path.parent / place).is_file():
+                raise BrokenModel(model.name, f"{path.parent.name} lacks {ascii(place)[:60]}")
 
 
 def _check_folder(model: Model) -> None:
@@ -192,7 +203,7 @@ def _check_folder(model: Model) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size, or nothing. No pipe is waited for."""
     try:
-        with open(path, "rb", opener=weights.no_waiting) as file:
+        with open(path, "rb", opener=files.no_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return {}
             text = file.read(_MAX_JSON_BYTES + 1)

@@ -28,7 +28,7 @@ def recognise(header: Header, kind: ModelKind) -> Architecture:
     if found is None:
         raise ValueError("nothing that imagend knows, by its tensors' names")
     if found.kind is not kind:
-        raise ValueError(f"a {found.kind.noun}: it belongs in {found.kind.folders[-1]}/")
+        raise ValueError(f"{found.kind.a_noun}: it belongs in {found.kind.folders[-1]}/")
     return found
 
 
@@ -118,13 +118,15 @@ def _controlnet(header: Header) -> Architecture:
     if "lora_controlnet" in tensors:
         raise ValueError("a Control-LoRA, which only ComfyUI has: get the whole ControlNet")
     form = "single_file" if _any(tensors, "control_model.") else "diffusers"
-    return Architecture(ModelKind.CONTROLNET, form, base="sdxl", cross_attention_dim=_width(tensors, "ControlNet"))
+    return Architecture(
+        ModelKind.CONTROLNET, form, base="sdxl", cross_attention_dim=_width(tensors, ModelKind.CONTROLNET)
+    )
 
 
 def _ip_adapter(header: Header) -> Architecture:
     tensors = header.tensors
     width = next((one.shape[-1] for name, one in tensors.items() if name.endswith("to_k_ip.weight") and one.shape), 0)
-    _check_width(width, "IP-Adapter")
+    _check_width(width, ModelKind.IP_ADAPTER)
     return Architecture(ModelKind.IP_ADAPTER, "diffusers", base="sdxl", cross_attention_dim=width)
 
 
@@ -174,15 +176,15 @@ def _useless(what: str) -> Callable[[Header], Architecture]:
     return judge
 
 
-def _width(tensors: Tensors, noun: str) -> int:
+def _width(tensors: Tensors, kind: ModelKind) -> int:
     width = cross_attention(tensors)
-    _check_width(width, noun)
+    _check_width(width, kind)
     return width
 
 
-def _check_width(width: int, noun: str) -> None:
+def _check_width(width: int, kind: ModelKind) -> None:
     if width in (768, 1024):
-        raise ValueError(f"an {noun} for {width_of(width)} (cross-attention of {width}): {TURN_DOWN}")
+        raise ValueError(f"{kind.a_noun} for {width_of(width)} (cross-attention of {width}): {TURN_DOWN}")
 
 
 # In which order they are asked: the more telling names first

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
+from imagend import files
 from imagend.errors import BrokenWeights
 from imagend.header import Header, Tensor
 
@@ -53,16 +54,12 @@ def read_header(path: Path, name: str) -> Header:
     But no pipe is waited for.
     """
     try:
-        with open(path, "rb", opener=no_waiting) as file:
+        with open(path, "rb", opener=files.no_waiting) as file:
             return _header(file)
     except OSError as error:
         raise BrokenWeights(name, error.strerror or "it cannot be read") from None
     except ValueError as error:
         raise BrokenWeights(name, error) from None
-
-
-def no_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _header(file: BinaryIO) -> Header:

@@ -20,6 +20,7 @@ from imagend import config as configuration
 from imagend.config import Config
 from imagend.daemon.executor import Executor, Mailbox
 from imagend.daemon.intake import Door, Policy
+from imagend.daemon.librarian import Librarian
 from imagend.daemon.loop import Daemon
 from imagend.job import Ref
 from imagend.models import Models
@@ -27,6 +28,7 @@ from imagend.outputs import Outputs
 from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.signing import Key, job_id, seal
 from imagend.spool import Spool, State
+from imagend.survey import Survey
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for every worker: bits depend on it, and a tiny model is faster so
 pytest.register_assert_rewrite("scene")  # its checks say what they found
@@ -106,12 +108,15 @@ class Home:
         spool, outputs = Spool(config.spool), Outputs(config.outputs)
         spool.open()
         outputs.open()
+        survey = Survey(Models(config.models, config.extra_model_paths), settle_s=0.0)
+        librarian = Librarian(survey, config.spool, lambda: None, time.monotonic)
+        librarian.look()
         daemon = Daemon(
             config=config,
             reload=lambda: configuration.load(self.root / "config.yaml"),
             spool=spool,
             outputs=outputs,
-            models=Models(config.models, config.extra_model_paths),
+            librarian=librarian,
             executor=executor(mailbox),
             doors=[Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes],
             mailbox=mailbox,

@@ -54,7 +54,7 @@ WORDS = {
     "model_names",
     "rights",
 }
-SHELVES = {"files", "inbox", "spool", "outputs", "models", "model_folders", "weights"}
+SHELVES = {"files", "inbox", "spool", "outputs", "models", "model_folders", "weights", "hashes", "catalog", "survey"}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
@@ -62,7 +62,9 @@ HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safete
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
-    "models": WORDS | {"files", "weights", "model_folders"},
+    "models": WORDS | {"files", "weights", "model_folders", "hashes"},
+    "catalog": WORDS | {"models"},
+    "survey": WORDS | {"models", "catalog", "model_folders"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
     "cli": WORDS | SHELVES | {"cli", "logs"},

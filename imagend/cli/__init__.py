@@ -21,6 +21,7 @@ COMMANDS = {
     "replay": "paint a job again from its manifest and say whether it is the same, bit for bit, or what differs",
     "cancel": "cancel a job of yours, queued or running",
     "status": "what the daemon is doing",
+    "models": "the models there are, and which cannot be used and why",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "schema": "print the JSON Schema of job files",
 }

@@ -17,10 +17,11 @@ from imagend.cli.finding import Finding
 from imagend.cli.init import login_name
 from imagend.cli.look import daemon_alive, read
 from imagend.config import Config
-from imagend.errors import BadConfig, BadKeys, ImagendError
+from imagend.errors import BadConfig, BadKeys, JobFailed
 from imagend.models import Models
 from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.spool import STATUS, State
+from imagend.survey import Survey
 
 _SOON_S = 14 * 24 * 3600.0
 
@@ -116,15 +117,20 @@ def _keys(config: Config) -> Iterator[Finding]:
 
 def _models(config: Config) -> Iterator[Finding]:
     models = Models(config.models, config.extra_model_paths)
-    for name in models.list():
-        try:
-            model = models.find(name)
-            yield Finding("ok", f"model {name}: native size {model.native_size}x{model.native_size}")
-        except ImagendError as error:
-            yield Finding("error", str(error))
-    if config.default_model not in models.list():
-        fix = "imagend init installs shapes-xl; or set default_model"
-        yield Finding("error", f"default_model {config.default_model} is not under {config.models}/diffusers", fix)
+    *_, catalog = Survey(models, settle_s=0.0).look()
+    for entry in catalog.entries.values():
+        model = entry.model
+        size = f": native size {model.native_size}x{model.native_size}" if model.native_size else ""
+        yield Finding("ok", f"{model.kind.noun} {model.name}{size}")
+    for error in catalog.refused.values():
+        yield Finding("warning", str(error))
+    if models.folders.trouble:
+        yield Finding("error", models.folders.trouble, "correct the file, or extra_model_paths in config.yaml")
+    try:
+        catalog.find(config.default_model)
+    except JobFailed as error:
+        what = f"default_model {config.default_model}: {error}"
+        yield Finding("error", what, "imagend init installs shapes-xl; or set default_model")
 
 
 def _engine() -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import argparse
 import queue
 import signal
 import threading
+import time
 
 from imagend import config as configuration
 from imagend import logs
@@ -14,6 +15,7 @@ from imagend.models import Models
 from imagend.outputs import Outputs
 from imagend.signers import AllowedSigners
 from imagend.spool import Spool
+from imagend.survey import Survey
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from imagend.daemon.executor import Arrived, Mailbox, ReloadRequested, StopRequested
+    from imagend.daemon.executor import Arrived, Mailbox, ReloadRequested, StopRequested, Surveyed
     from imagend.daemon.intake import Arrival, Door, Policy, Verdict
+    from imagend.daemon.librarian import Librarian
     from imagend.daemon.local import LocalExecutor
     from imagend.daemon.loop import Daemon
     from imagend.daemon.watch import watch
@@ -34,15 +37,17 @@ def run(arguments: argparse.Namespace) -> int:
     spool, outputs = Spool(config.spool), Outputs(config.outputs)
     doors = [Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes]
     executor = LocalExecutor(config.slots(), config.models, mailbox, config.for_workers())
+    survey = Survey(Models(config.models, config.extra_model_paths))
     try:
         spool.open()
         outputs.open()
+        librarian = Librarian(survey, config.spool, lambda: mailbox.put(Surveyed()), time.monotonic)
         daemon = Daemon(
             config=config,
             reload=lambda: configuration.load(path),
             spool=spool,
             outputs=outputs,
-            models=Models(config.models, config.extra_model_paths),
+            librarian=librarian,
             executor=executor,
             doors=doors,
             mailbox=mailbox,
@@ -59,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             mailbox.put(Arrived(arrivals, reply))
             return reply.get()
 
+        threading.Thread(target=librarian.serve, name="librarian", daemon=True).start()
         for door in doors:
             threading.Thread(target=door.serve, args=(ask,), name=f"door-{door.inbox}", daemon=True).start()
         watch({door.inbox: door.hint for door in doors})

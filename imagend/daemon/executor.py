@@ -34,6 +34,11 @@ class Arrived:
 
 
 @dataclass(frozen=True)
+class Surveyed:
+    """The librarian knows the base models: nothing to do but to look around."""
+
+
+@dataclass(frozen=True)
 class StopRequested:
     pass
 
@@ -43,7 +48,7 @@ class ReloadRequested:
     pass
 
 
-Event = Heard | Died | Arrived | StopRequested | ReloadRequested
+Event = Heard | Died | Arrived | Surveyed | StopRequested | ReloadRequested
 Mailbox = queue.SimpleQueue[Event]
 """Safe to put to from threads and signal handlers."""
 

@@ -16,6 +16,7 @@ import structlog
 
 from imagend import __version__, files
 from imagend.daemon.intake import Door
+from imagend.daemon.librarian import Librarian
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
 from imagend.spool import STALE_INTERVALS, STATUS
@@ -57,8 +58,9 @@ class Health:
             self.failed("DEGRADED", why)
             log.error("degraded", part=part, why=why)
 
-    def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot]) -> None:
+    def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot], librarian: Librarian) -> None:
         """Troubles that come and go by themselves."""
+        self.trouble("models", librarian.trouble(now))
         for door in doors:
             late = now - door.looked_at > DOOR_LIMIT_S
             unanswered = f"{door.inbox} does not answer: is its file system there?" if late else None

@@ -29,6 +29,7 @@ from imagend.daemon.executor import (
 )
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
+from imagend.daemon.librarian import Librarian
 from imagend.daemon.limits import Gate
 from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import complete
@@ -40,7 +41,6 @@ from imagend.daemon.turn import Turn
 from imagend.errors import JobFailed, NoSpace, Rejected
 from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure, Known, MemoryShort, Message, Progress, Ready, Run, Stop
-from imagend.models import Models
 from imagend.outputs import Outputs
 from imagend.spool import Spool
 
@@ -60,14 +60,14 @@ class Daemon:
         reload: Callable[[], Config],
         spool: Spool,
         outputs: Outputs,
-        models: Models,
+        librarian: Librarian,
         executor: Executor,
         doors: Sequence[Door],
         mailbox: Mailbox,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.spool, self.outputs, self.models = spool, outputs, models
+        self.spool, self.outputs, self.librarian = spool, outputs, librarian
         self.executor, self.doors, self.mailbox = executor, doors, mailbox
         self.clock, self.wall = clock, wall
         self.turn = Turn()
@@ -117,13 +117,14 @@ class Daemon:
         if not self.stopping:
             for slot in self.slots.values():
                 slot.tend(self.executor, self.settings.config, now)
-            if room and self.disk.well:
+            if room and self.disk.well and self.librarian.ready:
                 self.hand_out()
         elif now > self._stop_by:
             self.kill_all()
         self.disk.pay()  # after hand_out: the next job is painted while the last one is published
         self.tidy(now)
-        self.health.observe(now, self.doors, self.slots.values())
+        self.librarian.yielding = any(slot.is_loading for slot in self.slots.values())
+        self.health.observe(now, self.doors, self.slots.values(), self.librarian)
         if self.health.due(now, self._changed):
             self.health.write(now, self.state(), self.slots.values(), self.turn, self.doors)
             self._changed = False
@@ -148,7 +149,7 @@ class Daemon:
         now = self.clock()
         longest = MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
         idle = any(slot.state == "idle" for slot in self.slots.values())
-        if len(self.turn) and idle and self.disk.well and self.reception.open:
+        if len(self.turn) and idle and self.disk.well and self.reception.open and self.librarian.ready:
             return 0.0  # a job ended before it was painted: the next one waits
         if self.disk.owing:
             return max(0.0, min(longest, self.disk.again_at - now))
@@ -201,12 +202,8 @@ class Daemon:
         """Claim a job and send it to a worker; one that cannot be painted ends here."""
         try:
             job = load(self.spool, ref)
-            spec = complete(
-                job.spec,
-                ref,
-                self.settings.config,
-                self.models.find(job.spec.model or self.settings.config.default_model),
-            )
+            model = self.librarian.find(job.spec.model or self.settings.config.default_model)
+            spec = complete(job.spec, ref, self.settings.config, model)
         except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return
@@ -216,8 +213,10 @@ class Daemon:
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        known = Known(memory=self.remembered.of(str(spec.model), spec.width, spec.height))
-        run = Run(job=ref, kind=job.kind, spec=spec.model_dump(mode="json"), folder=folder, known=known)
+        fields = spec.model_dump(mode="json")
+        memory = self.remembered.of(str(spec.model), spec.width, spec.height)
+        known = Known(digests=self.librarian.known(fields), memory=memory)
+        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, known=known)
         self.executor.send(slot.name, run)
         log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 

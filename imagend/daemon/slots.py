@@ -34,6 +34,10 @@ class Running:
     cancelled: bool = False
 
 
+LOADING = "model_loading"
+"""What a worker calls that stage."""
+
+
 @dataclass
 class Slot:
     """A slot is down, booting, idle or busy; which one follows from its fields."""
@@ -58,6 +62,11 @@ class Slot:
         ):  # the dying get no new job, even if the last one ended in time
             return "booting"
         return "busy" if self.running else "idle"
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether its worker is reading a model from disk, or about to."""
+        return self.running is not None and (self.running.progress is None or self.running.progress.stage == LOADING)
 
     def tend(self, executor: Executor, config: Config, now: float) -> None:
         """Start what is down and due, kill what is silent or late. Called at every look around."""

@@ -1,15 +1,19 @@
-"""Hints that an inbox changed (inotify, by watchdog). They may be lost, late or never come; the doors look anyway."""
+"""Hints that a folder changed (inotify, by watchdog). They may be lost, late or never come; we look anyway."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 
 import structlog
 from watchdog.events import (
     DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
     FileClosedEvent,
     FileCreatedEvent,
+    FileDeletedEvent,
     FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -21,6 +25,7 @@ log = structlog.get_logger()
 # A finished write, a rename, a new client folder. Not our own reads and removals: they would call us back for ever.
 # A file moved in from an unwatched folder is "created" to watchdog.
 _TELLING: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent, FileCreatedEvent, DirCreatedEvent]
+_LOSSES: list[type[FileSystemEvent]] = [FileDeletedEvent, DirDeletedEvent, DirMovedEvent]
 
 
 class _Hint(FileSystemEventHandler):
@@ -31,20 +36,22 @@ class _Hint(FileSystemEventHandler):
         self._hint.set()
 
 
-def watch(inboxes: dict[Path, Event]) -> None:
-    """Set each inbox's event whenever something changes in it, for as long as this process lives.
+def watch(folders: Mapping[Path, Event], losses: bool = False) -> None:
+    """Set each folder's event whenever something comes into it (with `losses`: or leaves it), for as long as this
+    process lives.
 
-    On a thread of its own: to look at an inbox may hang (NFS) or fail, and hints are only hints.
+    On a thread of its own: to look at a folder may hang (NFS) or fail, and hints are only hints.
     """
-    Thread(target=_watch, args=(inboxes,), name="watch", daemon=True).start()
+    telling = _TELLING + _LOSSES if losses else _TELLING
+    Thread(target=_watch, args=(folders, telling), name="watch", daemon=True).start()
 
 
-def _watch(inboxes: dict[Path, Event]) -> None:
+def _watch(folders: Mapping[Path, Event], telling: list[type[FileSystemEvent]]) -> None:
     observer = Observer()
     observer.daemon = True
     observer.start()
-    for inbox, hint in inboxes.items():
+    for folder, hint in folders.items():
         try:
-            observer.schedule(_Hint(hint), str(inbox), recursive=True, event_filter=_TELLING)
+            observer.schedule(_Hint(hint), str(folder), recursive=True, event_filter=telling)
         except OSError as error:
-            log.warning("inbox is not watched, only scanned", inbox=str(inbox), why=str(error))
+            log.warning("a folder is not watched, only scanned", folder=str(folder), why=str(error))

@@ -40,6 +40,7 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
 
 
 def _attempt(spec: Generate, context: Context, climb: Climb) -> tuple[Artifact, ...]:
+    context.pipelines.models.learn(context.known.digests)
     with context.timed("model_loading"):
         pipe = context.pipelines.prepare(spec, context)
         climb.place(pipe, context.pipelines.identity())
