@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from imagend import presets
 from imagend.architecture import ModelKind
 from imagend.errors import JobFailed, ModelArriving, UnknownModel
 from imagend.model_names import match, stem
@@ -49,6 +50,7 @@ class Entry:
             "trained_on": self.trained_on,
             "prediction_type": judged.prediction_type,
             "zero_snr": judged.zero_snr,
+            "preset": presets.guess(model.name) if model.kind is ModelKind.BASE else None,
             "native_size": judged.native_size or None,
             "has_vae": judged.has_vae,
             "inpainting": judged.inpainting,

@@ -84,6 +84,7 @@ def test_the_catalogue_says_what_a_model_is_and_has_its_hashes(place: Place) -> 
         "trained_on": "ponyDiffusionV6XL",
         "prediction_type": None,
         "zero_snr": False,
+        "preset": None,
         "native_size": None,
         "has_vae": False,
         "inpainting": False,
@@ -101,7 +102,7 @@ def test_a_folder_has_one_digest_of_all_its_files(place: Place) -> None:
     lines = "".join(f"{hashlib.sha256((model.path / path).read_bytes()).hexdigest()}  {path}\n" for path in parts)
     one = place.listed()["shapes-xl"]
     assert one["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
-    assert (one["native_size"], one["autov3"], one["prediction_type"]) == (128, None, "epsilon")
+    assert (one["native_size"], one["autov3"], one["prediction_type"], one["preset"]) == (128, None, "epsilon", "none")
     assert librarian.known({"model": "shapes-xl"}).keys() == set(model.version)
 
 
