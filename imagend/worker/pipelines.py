@@ -6,6 +6,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -56,6 +57,8 @@ class Pipelines:
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         self.switch = Switch(models, self.ladder.placement, int(self.settings.base_cache_gb * 2**30))
         self._loading: dict[str, Any] = {}
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
+        self._hashing: dict[Model, Future[dict[str, str]]] = {}
 
     def prepare(self, spec: Generate, context: Context) -> Any:
         """The pipeline for a completed spec: its base, its VAE, its scheduler and what its prompts name. Where its
@@ -74,6 +77,8 @@ class Pipelines:
         """
         model = self.models.find(name)
         other = self.models.find(vae, ModelKind.VAE) if vae is not None else None
+        used = [one for one in (model, other) if one is not None]  # hashed while they are loaded
+        self._hashing = {one: self._hashing.get(one) or self._hasher.submit(self.models.digests, one) for one in used}
         self._loading |= self.switch.to(model, other, self.dtype, loading)
         return self.switch.pipe
 
@@ -133,7 +138,7 @@ class Pipelines:
         return [loaded.model for loaded in (self.switch.base, self.switch.vae) if loaded is not None]
 
     def _files(self, model: Model) -> list[tuple[str, str]]:
-        return list(self.models.digests(model).items())
+        return list(self._hashing[model].result().items())
 
 
 def _described(model: Model, files: dict[str, str]) -> dict[str, Any]:
