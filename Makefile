@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types torture lab fuzz bench score constraints clean help
+.PHONY: demo test check lint types torture lab gpu fuzz bench score wheels constraints clean help
 
 help:
 	@sed -n '1p' Makefile | cut -c3-
@@ -40,6 +40,17 @@ torture: $(READY)
 lab: $(READY)
 	tests/lab/packages
 	$(BIN)/python -m pytest -m lab
+
+# On a CUDA device: the tests, then the benchmark at full size. docs/gpu.md
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.gpu
+
+# What imagend needs beside torch, for a machine without a network.
+WHEELS_PYTHON ?= 3.12
+WITHOUT ?=
+wheels: $(READY)
+	$(BIN)/python -m benchmarks.wheels --python $(WHEELS_PYTHON) --to .wheels --without $(WITHOUT)
 
 # Each parser of strangers' bytes under atheris for so many seconds; findings go to .fuzz/.
 SECONDS ?= 60

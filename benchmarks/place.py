@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from imagend import config as configuration
 from imagend.config import Config
 from imagend.job import Ref
@@ -70,14 +72,16 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(parent: Path | None = None) -> Iterator[Place]:
+def place(parent: Path | None = None, **keys: Any) -> Iterator[Place]:
+    """What `imagend init` makes, without limits to what a client may ask for; `keys` of config.yaml as given."""
     with tempfile.TemporaryDirectory(prefix="imagend-bench-", dir=parent) as folder:
         root = Path(folder)
         subprocess.run(
             [sys.executable, "-m", "imagend", "init", root, "--client", "bench"], check=True, stdout=subprocess.DEVNULL
         )
         path = root / "config.yaml"
-        path.write_text(UNLIMITED.sub(r"\g<key>: 10000000", path.read_text()))
+        settings = yaml.safe_load(UNLIMITED.sub(r"\g<key>: 10000000", path.read_text()))
+        path.write_text(yaml.safe_dump(settings | keys))
         config = configuration.load(path)
         yield Place(root, config, Key.load(config.client.key.read_bytes(), config.client.key))
 
@@ -100,7 +104,7 @@ def process(here: Place, *arguments: object) -> Iterator[subprocess.Popen[bytes]
 def daemon(here: Place) -> Iterator[subprocess.Popen[bytes]]:
     """`imagend serve`, its worker warm."""
     with process(here, "-m", "imagend", "serve") as running:
-        here.wait(here.drop(prompt="warm", num_inference_steps=1)[0])
+        here.wait(here.drop(prompt="warm", num_inference_steps=1, width=64, height=64)[0])
         yield running
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,14 +44,16 @@ SLIM: Overrides = {
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
-def build(configs: Path, folder: Path, dtype: torch.dtype = torch.float16, overrides: Overrides | None = None) -> None:
+def build(
+    configs: Path, folder: Path, dtype: torch.dtype = torch.float16, overrides: Overrides | None = None, seed: int = 0
+) -> None:
     """Write a diffusers folder: `configs` (a folder without weights, or whose weights are ignored), and weights."""
     shutil.copytree(configs, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.py", "*.png", "README*"))
-    for seed, component in enumerate(WEIGHTS):
+    for number, component in enumerate(WEIGHTS, seed * len(WEIGHTS)):
         path = folder / component / "config.json"
         config = json.loads(path.read_text()) | dict((overrides or {}).get(component, {}))
         path.write_text(json.dumps(config, indent=2))
-        write(folder / component / WEIGHTS[component], shapes(component, config), dtype, seed)
+        write(folder / component / WEIGHTS[component], shapes(component, config), dtype, number)
 
 
 def shapes(component: str, config: Mapping[str, Any]) -> dict[str, torch.Size]:
@@ -95,10 +98,36 @@ def write(path: Path, tensors: Shapes, dtype: torch.dtype, seed: int) -> None:
         list(pool.map(fill, range(len(tensors)), tensors))
 
 
+def lora(folder: Path, path: Path, rank: int = 16) -> None:
+    """A LoRA for all attention of a folder's UNet and text encoders, in kohya's format and names."""
+    tensors: dict[str, Sequence[int]] = {}
+    for component, prefix, adapted in _ADAPTED:
+        config = json.loads((folder / component / "config.json").read_text())
+        for name, shape in shapes(component, config).items():
+            stem = name.removesuffix(".weight")
+            if not re.search(adapted, name):
+                continue
+            if component == "text_encoder" and not stem.startswith(
+                "text_model."
+            ):  # transformers dropped it, kohya did not
+                stem = f"text_model.{stem}"
+            key = f"{prefix}_{stem.replace('.', '_')}"
+            tensors |= {f"{key}.alpha": [], f"{key}.lora_down.weight": [rank, shape[1]]}
+            tensors[f"{key}.lora_up.weight"] = [shape[0], rank]
+    write(path, tensors, torch.float16, 0)
+
+
+_ADAPTED = (
+    ("unet", "lora_unet", r"attn\d\.to_(q|k|v|out\.0)\.weight$"),
+    ("text_encoder", "lora_te1", r"self_attn\.(q|k|v|out)_proj\.weight$"),
+    ("text_encoder_2", "lora_te2", r"self_attn\.(q|k|v|out)_proj\.weight$"),
+)
+
+
 def draw(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
     """One tensor's values, as one row. Contiguous."""
     if len(shape) < 2:
-        return torch.full((math.prod(shape),), 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
+        return torch.full((math.prod(shape),), 0.0 if name.endswith("bias") else 1.0, dtype=dtype)
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     generator = torch.Generator().manual_seed(seed)
     return torch.empty(math.prod(shape), dtype=dtype).uniform_(-bound, bound, generator=generator)
