@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import siblings
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from engine_conftest import EMBEDDED, REF, Painter
 from PIL import Image
 from prompts import LONG, ONE, THREE, save
-from safetensors.torch import load_file, save_file
 
 from imagend.job import Outcome
 from imagend.memory_plan import Mode
@@ -27,20 +27,13 @@ JOB = SIZE | PROMPTS | {"scheduler": "Euler a", "seed": 11, "count": 2}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models/ with the embedded model, a sibling of other weights, one that is cut off, and embeddings."""
+    """models/ with the embedded model, a sibling, the same as one file, one that is cut off, a VAE and embeddings."""
     root = tmp_path_factory.mktemp("models")
     (root / "diffusers").mkdir()
     (root / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
-    sibling = root / "diffusers" / "sibling"
-    shutil.copytree(EMBEDDED, sibling, ignore=shutil.ignore_patterns("*.py", "*.png"))
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        (weights,) = (sibling / part).glob("*.safetensors")
-        generator = torch.Generator().manual_seed(1)
-        changed = {
-            name: value + torch.randn(value.shape, generator=generator) * 0.01
-            for name, value in load_file(weights).items()
-        }
-        save_file(changed, weights, metadata={"format": "pt"})
+    sibling = siblings.folder(root / "diffusers" / "sibling", seed=1)
+    siblings.checkpoint(sibling, root / "checkpoints" / "single.safetensors")
+    shutil.copytree(sibling / "vae", root / "vae" / "other")
     broken = root / "diffusers" / "broken"
     shutil.copytree(sibling, broken)
     (weights,) = (broken / "vae").glob("*.safetensors")
@@ -146,6 +139,8 @@ DISTURBANCES: dict[str, Callable[[Painter, Path], None]] = {
     "another size": another(width=128, height=96),
     "embeddings": another(prompt="a zorp", negative_prompt="embedding:glimb"),
     "another base": another(model="sibling"),
+    "another base of a single file": another(model="single"),
+    "another VAE": another(vae="other"),
     "another base with embeddings": another(model="sibling", prompt="glimb"),
     "a cancelled job": cancelled,
     "a base that cannot be loaded": failing(model="broken"),
@@ -178,7 +173,14 @@ def test_in_a_fresh_worker(root: Path, expected: list[np.ndarray], tmp_path: Pat
 def test_what_disturbs_does_paint_something_else(worker: Painter, expected: list[np.ndarray], tmp_path: Path) -> None:
     """Else the tests above would prove nothing."""
     for number, fields in enumerate(
-        [{"model": "sibling"}, {"prompt": "a zorp"}, {"scheduler": "DPM++ 2M Karras"}, {"clip_skip": 1}]
+        [
+            {"model": "sibling"},
+            {"model": "single"},
+            {"vae": "other"},
+            {"prompt": "a zorp"},
+            {"scheduler": "DPM++ 2M Karras"},
+            {"clip_skip": 1},
+        ]
     ):
         worker.run(tmp_path / str(number), **JOB | fields)
         assert (pixels(tmp_path / str(number), 0) != expected[0]).any()
