@@ -6,6 +6,7 @@ A job's text is compared with what the listing found, so it cannot lead anywhere
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import Any
 
 from imagend import files, weights
 from imagend.architecture import Architecture, ModelKind, family
-from imagend.errors import BrokenModel, UnusableModel
+from imagend.errors import BrokenModel, JobFailed, UnusableModel
 from imagend.hashes import stamp
 from imagend.header import Header
 from imagend.model_folders import Found, ModelFolders
@@ -28,6 +29,10 @@ from imagend.recognise import recognise
 from imagend.recognise_folder import recognise_folder
 
 EMBEDDED = "shapes-xl"
+_PACKAGE = Path(__file__).parent
+_CARRIED = (_PACKAGE / EMBEDDED, _PACKAGE.parent / "models" / "diffusers" / EMBEDDED)  # a wheel's, a checkout's
+SDXL = _PACKAGE / "sdxl"
+_SDXL_SHAPE = (320, 2048)
 _MAX_JSON_BYTES = 4 * 2**20
 _CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "config.json")
 
@@ -82,7 +87,27 @@ class Models:
         version = tuple(stamp(status) for status in states)
         architecture = self._architecture(found, kind, version)
         size = sum(status.st_size for status in states)
-        return Model(kind, found.name, found.path, size, architecture, found.is_file, version)
+        model = Model(kind, found.name, found.path, size, architecture, found.is_file, version)
+        if kind is ModelKind.BASE and found.is_file and _shape(model) != _SDXL_SHAPE:  # its size is its sibling's
+            native_size = self._sibling(model).native_size
+            model = replace(model, architecture=replace(architecture, native_size=native_size))
+        return model
+
+    def config_folder(self, model: Model) -> Path:
+        """Where the configuration of a base model is, which a single file lacks: of SDXL we carry it; of a sibling of
+        another size it is that of a folder in diffusers' format of the same shape. Raises UnusableModel."""
+        if not model.is_file:
+            return model.path
+        return SDXL if _shape(model) == _SDXL_SHAPE else self._sibling(model).path
+
+    def _sibling(self, model: Model) -> Model:
+        carried = [Found(EMBEDDED, path, is_file=False) for path in _CARRIED if path.is_dir()]
+        for found in (*carried, *self.folders.list(ModelKind.BASE).found.values()):
+            with contextlib.suppress(JobFailed):
+                if not found.is_file and _shape(other := self.judge(found, ModelKind.BASE)) == _shape(model):
+                    return other
+        what = f"a relative of SDXL of another size {_shape(model)}: get it as a folder in diffusers' format"
+        raise UnusableModel("model", model.name, what)
 
     def _architecture(self, found: Found, kind: ModelKind, version: tuple[str, ...]) -> Architecture:
         known, judged = self._judged.get((kind, found.path), (None, ""))
@@ -114,14 +139,18 @@ class Models:
         """SHA-256 of each weight file by its path in the model's folder; hashed once while it is unchanged."""
         found = {}
         for path in self.weight_files(model):
-            status = path.stat()
-            key = stamp(status)
+            key = stamp(path.stat())
             if key not in self._digests:
-                with path.open("rb") as file:
-                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                key = self._hash(path)
             name = path.name if model.is_file else path.relative_to(model.path).as_posix()
             found[name] = self._digests[key]
         return found
+
+    def _hash(self, path: Path) -> str:
+        with path.open("rb") as file:
+            key = stamp(os.fstat(file.fileno()))
+            self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return key
 
     def learn(self, digests: Mapping[str, str]) -> None:
         """Take over what another has hashed: SHA-256 of files by their stamp()."""
@@ -145,9 +174,7 @@ class Models:
     def install_embedded(self) -> bool:
         """Put the model that imagend carries under models/diffusers/, where it is missing; True if it was."""
         target = self.root / "diffusers" / EMBEDDED
-        package = Path(__file__).parent
-        carried = (package / EMBEDDED, package.parent / "models" / "diffusers" / EMBEDDED)  # a wheel's, a checkout's
-        source = next((path for path in carried if (path / "model_index.json").exists()), None)
+        source = next((path for path in _CARRIED if (path / "model_index.json").exists()), None)
         if (target / "model_index.json").exists() or source is None:
             return False
         temporary = target.with_name(f".{EMBEDDED}.tmp")
@@ -156,6 +183,11 @@ class Models:
         shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("__pycache__"))
         files.move(temporary, target)
         return True
+
+
+def _shape(model: Model) -> tuple[int, int]:
+    """What tells siblings of other sizes apart: the UNet's channels and the width of the text it reads."""
+    return model.architecture.channels, model.architecture.cross_attention_dim
 
 
 def digest(digests: Mapping[str, str]) -> str:

@@ -92,11 +92,12 @@ class Librarian:
     def serve(self) -> None:
         """Look, hash, wait, for ever."""
         watch(dict.fromkeys(self._survey.models.folders.all(), self.hint), losses=True)
+        self.look()  # at full speed: painting waits for it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of this thread alone, on Linux
         while True:
-            self.look()
             self.hash_all()
             self._wait()
+            self.look()
 
     def look(self) -> None:
         """Look through all folders, and write the catalogue if it has changed."""

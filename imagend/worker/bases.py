@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-import imagend
-from imagend.architecture import ModelKind
-from imagend.errors import BrokenModel, JobFailed, UnusableModel
-from imagend.models import EMBEDDED, Model, Models
+from imagend.errors import BrokenModel, UnusableModel
+from imagend.models import Model, Models
 from imagend.worker.part import Part, own
 from imagend.worker.shortage import is_out_of_memory
 from imagend.worker.vae import upcast
@@ -27,9 +25,6 @@ with warnings.catch_warnings():
     from safetensors import SafetensorError
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
-SDXL = Path(imagend.__file__).parent / "sdxl"
-_SDXL_SHAPE = (320, 2048)
-"""channels and cross_attention_dim"""
 
 # what the libraries raise on files that are missing, cut, of another shape or for another library
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
@@ -61,7 +56,7 @@ def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
     if model.architecture.inpainting:
         raise UnusableModel("model", model.name, "for inpainting: it only repaints pictures")
     models.check(model)
-    folder = _config_folder(model, models) if model.is_file else model.path
+    folder = models.config_folder(model)
     options: dict[str, Any] = {"local_files_only": True, "dtype": dtype, "add_watermarker": False}
     with _errors_of(model):
         if model.is_file:
@@ -97,24 +92,6 @@ def _part(module: Any) -> Part:
         upcast(module)
     own(module)
     return Part(module)
-
-
-def _config_folder(model: Model, models: Models) -> Path:
-    """What a checkpoint does not say: SDXL's configuration; of a sibling of another size, a folder's beside it."""
-    shape = (model.architecture.channels, model.architecture.cross_attention_dim)
-    if shape == _SDXL_SHAPE:
-        return SDXL
-    for name in (EMBEDDED, *models.list(ModelKind.BASE)):
-        try:
-            other = models.find(name)
-        except JobFailed:
-            continue
-        found = (other.architecture.channels, other.architecture.cross_attention_dim)
-        if not other.is_file and not other.architecture.inpainting and found == shape:
-            return other.path
-    raise UnusableModel(
-        "model", model.name, f"a relative of SDXL of another size {shape}: get it as a folder in diffusers' format"
-    )
 
 
 def _scheduler(model: Model, scheduler: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -15,10 +16,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imagend import jobfile, prompt, signing
+from imagend.architecture import ModelKind
+from imagend.catalog import told
 from imagend.errors import BadPicture, BrokenWeights, Rejected, Unauthorized
 from imagend.job import Job
 from imagend.model_names import MODEL_NAME
 from imagend.prompt_tree import MAX_BLOCKS, MAX_WEIGHT, MIN_WEIGHT, PromptSyntax
+from imagend.recognise import recognise
 from imagend.signers import AllowedSigners
 from imagend.weights import read_header
 
@@ -95,6 +99,10 @@ def weights(raw: bytes) -> bool:
         except BrokenWeights as refusal:
             _check_message(str(refusal))
             return False
+        for kind in ModelKind:
+            with contextlib.suppress(ValueError):
+                recognise(header, kind)
+        told(header.metadata)
         try:
             from safetensors import safe_open
         except ImportError:  # the engine is not installed
@@ -192,6 +200,11 @@ def _weights() -> Iterable[bytes]:
     yield safetensors({"__metadata__": {"format": "pt"}, "a": entry}, bytes(12))
     yield safetensors({"a": entry, "b": {"dtype": "I64", "shape": [], "data_offsets": [12, 20]}}, bytes(20))
     yield safetensors({"a": {"dtype": "F4", "shape": [0, 2], "data_offsets": [0, 0]}})
+    places = {"dtype": "U8", "shape": [1, 1], "data_offsets": [0, 1]}
+    metadata = {"ss_tag_frequency": '{"a": {"b": 3}}', "ss_base_model_version": "sdxl"}
+    yield safetensors({"__metadata__": metadata, "lora_unet_x_attn2_to_k.lora_down.weight": places}, bytes(1))
+    yield safetensors({"model.diffusion_model.input_blocks.0.0.weight": places}, bytes(1))
+    yield safetensors({"emb_params": places}, bytes(1))
 
 
 def _pictures() -> Iterable[bytes]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weightfiles import SDXL, put
+from weightfiles import SDXL, VAE, put
 
+from imagend import models as module
 from imagend.architecture import ModelKind
 from imagend.errors import AmbiguousModel, BrokenWeights, UnknownModel, UnusableModel
 from imagend.model_names import match
@@ -35,7 +37,42 @@ def test_a_file_is_called_by_its_folder_and_its_name_without_extension(models: M
         found = models.find(name)
         assert (found.name, found.is_file, found.path) == ("real/v1.0", True, models.root / "checkpoints/real/v1.0.sft")
     assert found.size == found.path.stat().st_size
-    assert (found.native_size, found.architecture.base, found.architecture.format) == (1024, "sdxl", "single_file")
+    assert (found.native_size, found.architecture.base, found.architecture.format) == (128, "sdxl", "single_file")
+
+
+def test_the_configuration_of_a_file_is_that_of_its_shape(models: Models) -> None:
+    """SDXL's own, which imagend carries; a small sibling's is a folder's of the same shape; none else has one."""
+    put(models.root, "checkpoints/xl.safetensors", SDXL)
+    put(models.root, "checkpoints/small.safetensors", SMALL)
+    put(
+        models.root,
+        "checkpoints/odd.safetensors",
+        SMALL | {"model.diffusion_model.input_blocks.0.0.weight": [8, 4, 1, 1]},
+    )
+    assert models.config_folder(models.find("xl")).name == "sdxl"
+    assert models.find("xl").native_size == 1024
+    assert models.config_folder(models.find("small")).name == "shapes-xl"
+    assert models.find("small").native_size == 128
+    with pytest.raises(UnusableModel, match=r"a relative of SDXL of another size \(8, 160\)"):
+        models.find("odd")
+    unet = {"sample_size": 8, "block_out_channels": [8], "cross_attention_dim": 160}
+    for path, content in (
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}),
+        ("unet/config.json", unet),
+        ("vae/config.json", {"block_out_channels": [1, 2]}),
+    ):
+        (models.root / "diffusers/odd-folder" / path).parent.mkdir(parents=True, exist_ok=True)
+        (models.root / "diffusers/odd-folder" / path).write_text(json.dumps(content))
+    assert models.config_folder(models.find("odd")).name == "odd-folder"
+    assert models.find("odd").native_size == 16
+
+
+def test_what_the_daemon_knows_is_not_hashed_again(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(models.root, "vae/x.safetensors", VAE)
+    model = models.find("x", ModelKind.VAE)
+    models.learn(dict.fromkeys(model.version, "5a"))
+    monkeypatch.setattr(module.hashlib, "file_digest", None)
+    assert models.digests(model) == {"x.safetensors": "5a"}
 
 
 def test_a_bare_name_that_two_have_must_be_said_in_full(models: Models) -> None:
