@@ -20,8 +20,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
+# Two at a time, each with its share of the files: a pipeline is loaded once in each. More: make test PROCESSES=8.
+PROCESSES ?= 2
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

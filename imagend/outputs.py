@@ -68,9 +68,12 @@ class Outputs:
     def draft(self, ref: Ref) -> Path:
         """The folder for a worker to write into; it may hold pictures of an earlier attempt."""
         folder = self._folder_of(ref.client, self._drafts) / ref.id
-        if folder.is_symlink() or folder.is_file():  # a worker's doing: we would sweep where the link leads
-            folder.unlink()
-        folder.mkdir(0o750, exist_ok=True)
+        try:
+            folder.mkdir(0o750)
+        except FileExistsError:
+            if not stat.S_ISDIR(folder.lstat().st_mode):  # a worker's doing: we would sweep where the link leads
+                folder.unlink()
+                folder.mkdir(0o750)
         return folder
 
     def seal(self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int]) -> None:
@@ -118,7 +121,7 @@ class Outputs:
             _discard(path)
 
     def ended(self, ref: Ref) -> bool:
-        return (self.root / ref.client / ref.id / MANIFEST).exists()
+        return files.exists(f"{self.root}/{ref.client}/{ref.id}/{MANIFEST}")
 
     def manifest(self, ref: Ref) -> dict[str, Any]:
         """As it stands on disk: perhaps an older or a newer imagend wrote it."""

@@ -42,6 +42,9 @@ class State(enum.StrEnum):
     DONE = "done"
 
 
+_LATEST_FIRST = tuple(reversed(State))
+
+
 class Ticket(NamedTuple):
     """A job in the queue; `accepted` is nanoseconds since the epoch, kept as the file's mtime over every rename."""
 
@@ -167,11 +170,11 @@ class Spool:
 
     def where(self, ref: Ref) -> State | None:
         """The state of a job, the latest if it stands in two; None if there is no such job."""
-        return next((state for state in reversed(State) if self._path(state, ref).exists()), None)
+        return next((state for state in _LATEST_FIRST if files.exists(self._place(state, ref))), None)
 
     def tickets(self, state: State) -> list[Ticket]:
         """The jobs in a state, in the order in which they were accepted."""
-        found = sorted(self._scan(state))
+        found = sorted(Ticket(entry.stat().st_mtime_ns, _ref(entry, client)) for entry, client in self._entries(state))
         self._latest = max(self._latest, found[-1].accepted if found else 0)  # whatever the clock says since
         return found
 
@@ -196,8 +199,10 @@ class Spool:
             for path in (self.root / folder).glob("*/.*.tmp"):
                 path.unlink()
         for earlier, later in ((State.ACTIVE, State.DONE), (State.PENDING, State.DONE), (State.PENDING, State.ACTIVE)):
-            for _, ref in self._scan(earlier):
-                if os.path.exists(f"{self.root}/{later}/{ref.client}/{ref.id}.json"):  # noqa: PTH110 - 100,000 times
+            few, other = (later, earlier) if later is State.ACTIVE else (earlier, later)  # 100,000 may be pending
+            for entry, client in self._entries(few):
+                ref = _ref(entry, client)
+                if files.exists(self._place(other, ref)):
                     files.remove(self._path(earlier, ref))
 
     def set_aside(self, ref: Ref) -> None:
@@ -239,7 +244,10 @@ class Spool:
         return Path(f"{self.root}/journal/{ref.client}/{ref.id}.jsonl")
 
     def _path(self, state: State, ref: Ref) -> Path:
-        return Path(f"{self.root}/{state}/{ref.client}/{ref.id}.json")
+        return Path(self._place(state, ref))
+
+    def _place(self, state: State, ref: Ref) -> str:
+        return f"{self.root}/{state}/{ref.client}/{ref.id}.json"
 
     def _move(self, refs: Iterable[Ref], source: State, target: State, sync_first: Iterable[Path] = ()) -> None:
         moves = []
@@ -255,12 +263,16 @@ class Spool:
         for here, _ in moves:
             here.unlink()
 
-    def _scan(self, state: State) -> Iterator[Ticket]:
+    def _entries(self, state: State) -> Iterator[tuple[os.DirEntry[str], str]]:
+        """Each job's file, and whose it is."""
         for client in os.scandir(self.root / state):
             for entry in os.scandir(client.path) if client.is_dir() else ():
                 if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    ref = Ref(client.name, entry.name.removesuffix(".json"))
-                    yield Ticket(entry.stat().st_mtime_ns, ref)
+                    yield entry, client.name
+
+
+def _ref(entry: os.DirEntry[str], client: str) -> Ref:
+    return Ref(client, entry.name.removesuffix(".json"))
 
 
 def _attempts(events: list[str]) -> int:

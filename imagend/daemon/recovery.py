@@ -44,15 +44,18 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     """Put things right and return the pending jobs in the order in which they were accepted."""
     outputs.settle()
     spool.sweep()
-    for ticket in spool.tickets(State.ACTIVE) + spool.tickets(State.PENDING):
-        if outputs.ended(ticket.ref):
-            log.info("finished what a crash left", job=str(ticket.ref))
-            ending.finish_again(ticket.ref)
+    active, waiting = spool.tickets(State.ACTIVE), spool.tickets(State.PENDING)
+    ended = {ticket for ticket in active + waiting if outputs.ended(ticket.ref)}
+    for ticket in sorted(ended):
+        log.info("finished what a crash left", job=str(ticket.ref))
+        ending.finish_again(ticket.ref)
     ending.tidy()
-    for ticket in spool.tickets(State.ACTIVE):
+    died = [ticket for ticket in active if ticket not in ended]
+    for ticket in died:
         _settle(ticket.ref, spool, ending, max_attempts)
+    requeued = [ticket for ticket in died if spool.where(ticket.ref) is State.PENDING]
     queued = []
-    pending = [ticket.ref for ticket in spool.tickets(State.PENDING)]
+    pending = [ticket.ref for ticket in sorted(waiting + requeued) if ticket not in ended]
     with ThreadPoolExecutor(_THREADS) as threads:  # a disk that has them to fetch does so side by side
         priorities = list(threads.map(partial(_priority, spool), pending, chunksize=100))
     for ref, priority in zip(pending, priorities, strict=True):
