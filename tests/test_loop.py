@@ -386,3 +386,12 @@ def test_after_a_crash_a_manifest_of_another_version_is_finished_too(home: Home)
     home.daemon()
     assert home.where(ref) is State.DONE
     assert len(home.feed()) == 1
+
+
+def test_after_a_crash_the_running_job_comes_back_in_its_old_place(home: Home) -> None:
+    running = home.drop("a.json", prompt="stay")
+    later = [home.drop(f"{name}.json", nonce=name) for name in "bc"]
+    daemon = home.daemon()
+    run_until(daemon, lambda: home.where(running) is State.ACTIVE)
+    daemon.spool.close()
+    assert list(home.daemon().turn) == [running, *later]

@@ -46,6 +46,18 @@ def test_a_model_is_found_with_its_native_size(models: Models) -> None:
     assert (found.kind, found.name, found.path, found.is_file, found.native_size) == ("base", "xl", folder, False, 1024)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_folder_is_judged_again_when_its_configuration_has_changed(models: Models, part: str) -> None:
+    folder = make(models, "xl")
+    assert models.find("xl").native_size == 1024
+    changed = {"unet": {"sample_size": 64}, "vae": {"block_out_channels": [128, 512]}}[part]
+    (folder / part / "config.json").write_text(json.dumps(changed))
+    assert models.find("xl").native_size < 1024
+    make(models, "xl", pipeline="StableDiffusionPipeline")
+    with pytest.raises(UnusableModel):
+        models.find("xl")
+
+
 def test_the_carried_model_is_of_a_native_size_of_128() -> None:
     models = Models(Path(__file__).parents[2] / "models")
     assert models.find(EMBEDDED).native_size == 128

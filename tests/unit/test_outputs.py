@@ -92,6 +92,17 @@ def test_a_draft_is_kept_between_attempts_and_daemons(outputs: Outputs) -> None:
     assert not again.ended(REF)
 
 
+def test_what_a_worker_put_in_a_drafts_place_makes_room_for_one(outputs: Outputs, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    folder = outputs.draft(REF)
+    for put in (lambda: folder.symlink_to(elsewhere), lambda: os.mkfifo(folder), folder.touch):
+        folder.rmdir()
+        put()
+        assert outputs.draft(REF) == folder
+        assert folder.is_dir()
+        assert not folder.is_symlink()
+
+
 def test_only_drafts_of_the_dead_are_swept(outputs: Outputs) -> None:
     mate = Ref(REF.client, "c" * 20)
     for ref in (REF, mate, OTHER):
