@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLIENT, REPOSITORY, Home, run_until_idle
+from conftest import CLIENT, REPOSITORY, Home, run_until, run_until_idle
 
 from imagend import config as configuration
 from imagend.job import Ref
+from imagend.spool import State
 
 
 def imagend(*arguments: object, cwd: Path, stdin: bytes | None = None, **environment: str) -> Any:
@@ -168,6 +169,20 @@ def test_cancel_of_another_clients_job_is_for_the_daemon_to_allow(home: Home) ->
     assert own.returncode == 0, own.stderr
     (own_wish,) = (json.loads(path.read_text()) for path in home.config.inboxes[0].iterdir() if path != dropped)
     assert "client" not in own_wish
+
+
+def test_cancel_that_waits_is_told_when_its_wish_is_rejected(home: Home) -> None:
+    theirs = home.neighbour("bob").drop("b.json", prompt="stay")
+    daemon = home.daemon()
+    run_until(daemon, lambda: home.neighbour("bob").where(theirs) is State.ACTIVE)
+    command = [sys.executable, "-m", "imagend", "cancel", "--client", "bob", theirs.id, "--wait", "--timeout", "90"]
+    with subprocess.Popen(command, cwd=home.root, stdout=subprocess.PIPE, text=True) as cancel:
+        run_until(daemon, lambda: cancel.poll() is not None)
+        assert cancel.stdout is not None
+        told = cancel.stdout.read()
+    assert cancel.returncode == 3
+    assert "rejected: client: bob is another client: you may cancel only your own jobs" in told
+    assert home.where(theirs) is State.ACTIVE
 
 
 def test_status_of_a_daemon_that_is_not_there(home: Home) -> None:

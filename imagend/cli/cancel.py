@@ -8,13 +8,14 @@ import json
 from imagend import config as configuration
 from imagend.cli import drop
 from imagend.cli.look import look
-from imagend.cli.watch import add_watch_options, follow, parse_ref
+from imagend.cli.watch import EXIT_STATUS, add_watch_options, follow, parse_ref
 from imagend.errors import UsageError
 from imagend.job import Ref
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id")
+    parser.epilog = "exit status: 0 asked for, or ended; 3 (with --wait) the wish was rejected"
     parser.add_argument("--client", metavar="NAME", help="whose job it is; another's only as an operator")
     parser.add_argument("--wait", action="store_true", help="wait until it has ended, one way or the other")
     add_watch_options(parser)
@@ -33,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     if look(config, ref).state in ("ended", "rejected"):
         _say(arguments, ref, f"{ref.id} has ended already")
         return 0
-    drop.drop(config, wish)
+    dropped = drop.drop(config, wish)
     if arguments.wait:
-        follow(config, ref, arguments)
-        return 0
+        status = follow(config, ref, arguments, wish=dropped)
+        return status if status == EXIT_STATUS["rejected"] else 0
     _say(arguments, ref, f"asked to cancel {ref.id}")
     return 0
 

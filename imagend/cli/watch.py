@@ -50,19 +50,25 @@ def parse_ref(text: str, config: Config) -> Ref:
     return Ref(client or config.client.name, job)
 
 
-def follow(config: Config, ref: Ref, arguments: argparse.Namespace) -> int:
-    """Show each change until the job has ended; return the exit status that tells how."""
+def follow(config: Config, ref: Ref, arguments: argparse.Namespace, wish: Ref | None = None) -> int:
+    """Show each change until the job has ended, or until a `wish` about it was rejected; return the exit status that
+    tells how."""
     show = _json_shower(ref) if arguments.json else shower(config, ref)
-    sight = wait(config, ref, arguments.timeout, show)
+    sight = wait(config, ref, arguments.timeout, show, wish)
     return EXIT_STATUS[sight.outcome] if sight else TIMED_OUT
 
 
-def wait(config: Config, ref: Ref, timeout_s: float | None, show: Callable[[Sight], None]) -> Sight | None:
-    """Show how a job looks, again and again, until it has ended; None if that takes too long."""
+def wait(
+    config: Config, ref: Ref, timeout_s: float | None, show: Callable[[Sight], None], wish: Ref | None = None
+) -> Sight | None:
+    """Show how a job looks, again and again, until it has ended; None if that takes too long. When a `wish` about it
+    is rejected, that is the end, too."""
     start = time.monotonic()
     last_known = start
     while True:
         sight = look(config, ref)
+        if wish and sight.state not in ("ended", "rejected") and (refused := look(config, wish)).state == "rejected":
+            sight = refused
         show(sight)
         if sight.state in ("ended", "rejected"):
             return sight
