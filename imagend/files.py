@@ -76,6 +76,12 @@ def exists(place: str) -> bool:
     return os.path.exists(place)  # noqa: PTH110
 
 
+def read(place: str) -> bytes:
+    """Path.read_bytes(), for those who read 100,000."""
+    with open(place, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()
+
+
 def touch(path: Path, mode: int) -> None:
     """An empty file, if there is none; not durable."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode))

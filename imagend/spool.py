@@ -181,7 +181,7 @@ class Spool:
     def read(self, ref: Ref) -> bytes:
         for state in State:
             with contextlib.suppress(FileNotFoundError):
-                return self._path(state, ref).read_bytes()
+                return files.read(self._place(state, ref))
         raise FileNotFoundError(str(ref))
 
     def accepted(self, ref: Ref) -> int:
