@@ -6,6 +6,7 @@ disks, and the Hugging Face cache is made of links. A listing is bounded in dept
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -153,7 +154,9 @@ class _Walk:
             here = (status.st_dev, status.st_ino)
             with os.scandir(folder) as listing:
                 entries = sorted(islice(listing, self.left), key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # ours is the shortage, not the folder's
+                raise
             return
         self.left -= len(entries)
         if here in above or len(above) > _MAX_DEPTH:  # links that lead back up

@@ -90,7 +90,7 @@ def test_a_job_that_cannot_be_painted_is_not_tried_again(home: Home, prompt: str
 @pytest.mark.usefixtures("_undelayed")
 def test_every_way_a_worker_breaks_costs_one_attempt(home: Home, prompt: str, code: str, attempts: int) -> None:
     ref, after = home.drop("a.json", prompt=prompt), home.drop("b.json", prompt="paint")
-    daemon = home.daemon(local, silence_limit_s=2.0 if code == "TIMEOUT" else 60.0, max_attempts=attempts)
+    daemon = home.daemon(local, silence_limit_s=4.0 if code == "TIMEOUT" else 60.0, max_attempts=attempts)
     run_until_idle(daemon)
     end(daemon)
     assert failure(home, ref) == (code, attempts)
