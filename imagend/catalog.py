@@ -66,6 +66,8 @@ class Catalog:
 
     def find(self, name: str, kind: ModelKind = ModelKind.BASE) -> Model:
         """Raises UnknownModel, AmbiguousModel, ModelArriving, and what was found to be wrong with the model."""
+        if (kind, name) in self.entries:
+            return self.entries[kind, name].model
         keys = (*self.entries, *self.refused, *self.arriving)
         key = (kind, self._match(name, kind, {one for of, one in keys if of is kind}))
         if key in self.refused:

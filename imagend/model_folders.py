@@ -133,8 +133,10 @@ def extra_paths(text: str, base: Path) -> dict[str, tuple[Path, ...]]:
                 continue
             if not isinstance(lines, str):
                 raise ValueError(f"{section}: {key}: must be a path, or several on lines of their own after a `|`")
-            paths = (line.strip() for line in lines.split("\n"))
-            found.setdefault(str(key), []).extend(Path(os.path.normpath(root / path)) for path in paths if path)
+            paths = [Path(os.path.normpath(root / line.strip())) for line in lines.split("\n") if line.strip()]
+            if any(b"\0" in os.fsencode(path) for path in paths):
+                raise ValueError(f"{section}: {key}: a path cannot hold NUL")
+            found.setdefault(str(key), []).extend(paths)
     return {key: tuple(paths) for key, paths in found.items()}
 
 

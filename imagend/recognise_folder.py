@@ -19,6 +19,7 @@ _CLASSES = {
     ModelKind.CONTROLNET: ("ControlNetModel", "ControlNetUnionModel"),
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
 }
+_MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
 Configs = Mapping[str, Mapping[str, Any]]
 """Parsed configuration files by their path in the model's folder; empty where there is none"""
 
@@ -36,9 +37,9 @@ def _base(name: str, configs: Configs) -> Architecture:
     if pipeline not in _PIPELINES:
         raise ValueError(f"a model for {ascii(pipeline)[1:61]}: {TURN_DOWN}")
     sample_size, channels = unet.get("sample_size"), vae.get("block_out_channels")
-    if type(sample_size) is not int or sample_size < 1:
+    if type(sample_size) is not int or not 1 <= sample_size <= _MAX_SAMPLE_SIZE:
         raise BrokenModel(name, "unet/config.json has no whole number `sample_size`")
-    if not isinstance(channels, list) or not channels:
+    if not isinstance(channels, list) or not 1 <= len(channels) <= _MAX_BLOCKS:
         raise BrokenModel(name, "vae/config.json has no list `block_out_channels`")
     cross, in_channels = unet.get("cross_attention_dim"), unet.get("in_channels", 4)
     if cross == 1280:

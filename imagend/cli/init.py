@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imagend import config as configuration
 from imagend import files
+from imagend.architecture import ModelKind
 from imagend.config import Client, Config
 from imagend.errors import UsageError
 from imagend.job import CLIENT_NAME
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         config.spool,
         *config.inboxes,
         config.outputs,
-        config.models / "diffusers",
+        *(config.models / name for kind in ModelKind for name in kind.folders),
         path.parent / "reference",
     ):
         _say(not folder.is_dir(), folder)

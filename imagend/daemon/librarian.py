@@ -57,7 +57,7 @@ class Librarian:
         self._unsaved = False
         self._written: dict[str, Any] = {}
         self._folders: dict[tuple[str, ...], str] = {}
-        self._unwritable: str | None = None
+        self._refused: str | None = None
         self._failed: dict[Key, Model] = {}  # could not be hashed: not again until it has changed
 
     # For the loop
@@ -85,29 +85,29 @@ class Librarian:
             return f"{folders.root} or another models folder does not answer: is its file system there?"
         if self._survey.full:
             return f"too many files for models of the kinds {', '.join(self._survey.full)}: some are not listed"
-        return folders.trouble or self._unwritable
+        return folders.trouble or self._refused
 
     # On its thread
 
     def serve(self) -> None:
         """Look, hash, wait, for ever."""
         watch(dict.fromkeys(self._survey.models.folders.all(), self.hint), losses=True)
-        self.look()  # at full speed: painting waits for it
+        self._try(self.look)  # at full speed: painting waits for it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of this thread alone, on Linux
         while True:
-            self.hash_all()
+            self._try(self.hash_all)
             self._wait()
-            self.look()
+            self._try(self.look)
 
     def look(self) -> None:
-        """Look through all folders, and write the catalogue if it has changed."""
+        """Look through all folders, and write the catalogue if it has changed. Raises OSError."""
         self.hint.clear()
         self._live()
         for catalog in self._survey.look(self._live):
-            self.catalog = self._with_hashes(catalog)
             if not self.ready:  # ModelKind.BASE comes first: painting need not wait for the others
-                self.ready = True
+                self.catalog, self.ready = self._with_hashes(catalog), True
                 self._tell()
+        self.catalog = self._with_hashes(catalog)
         self._looked_at = self._clock()
         self._write()
 
@@ -161,7 +161,7 @@ class Librarian:
             time.sleep(_YIELD_S)
             self._live()
         if self._clock() - self._looked_at >= (SOON_S if self.hint.is_set() else INTERVAL_S):
-            self.look()
+            self._try(self.look)
 
     def _with_hashes(self, catalog: Catalog) -> Catalog:
         entries = {}
@@ -189,25 +189,23 @@ class Librarian:
     def _save(self) -> None:
         self._saved_at = self._clock()
         if self._unsaved:
-            self._try(self._hashes.save)
+            self._hashes.save()
             self._unsaved = False
         self._write()
 
     def _write(self) -> None:
         """catalog.json, if something has changed."""
         document = self.catalog.document(updated="")
-        if document != self._written and self._try(lambda: self._replace(document)):
+        if document != self._written:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            files.replace_hint(self._path, json.dumps(document | {"updated": now}, indent=1).encode() + b"\n")
             self._written = document
 
-    def _replace(self, document: dict[str, Any]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        files.replace_hint(self._path, json.dumps(document | {"updated": now}, indent=1).encode() + b"\n")
-
-    def _try(self, write: Callable[[], None]) -> bool:
+    def _try(self, step: Callable[[], None]) -> None:
+        """What the disk refuses is tried again at the next look."""
         try:
-            write()
-        except OSError as error:  # it is tried again at the next look
-            self._unwritable = f"{self._path.parent} does not take the catalogue of models: {error.strerror}"
-            return False
-        self._unwritable = None
-        return True
+            step()
+        except OSError as error:
+            self._refused = f"the catalogue of models cannot be kept in {self._path.parent}: {error.strerror}"
+        else:
+            self._refused = None

@@ -64,6 +64,8 @@ def test_home_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> Non
         ("a: x", "a: must hold keys and paths"),
         ("a: {loras: [x, y]}", "a: loras: must be a path"),
         ("a: {loras: 3}", "a: loras: must be a path"),
+        ('a: {loras: "x\\0y"}', "a: loras: a path cannot hold NUL"),
+        ('a: {base_path: "\\0", loras: y}', "a: loras: a path cannot hold NUL"),
     ],
 )
 def test_what_is_no_such_file_says_why(text: str, says: str) -> None:
