@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from imagend import presets
-from imagend.job import CLIENT_NAME, NAME, Frozen, ModelName, Side
+from imagend.fields import ModelName
+from imagend.job import CLIENT_NAME, NAME, Frozen, Side
 from imagend.messages import WorkerSettings
 from imagend.rights import Limits, Rights
 

@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, NotFinite
+│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
@@ -174,6 +174,12 @@ class UnsupportedSetting(JobFailed):
 class UnfitEmbedding(JobFailed):
     """The embedding {!r} does not go with this model: {}. Leave it out of the prompt, or put one for SDXL into
     models/embeddings/."""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class UnfitLora(JobFailed):
+    """The LoRA {!r} cannot be used with this model: {}. Leave it out or name another one: imagend models lists them."""
 
     code, status = "INVALID_PARAMETERS", 422
 

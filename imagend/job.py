@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from imagend import lora, schedulers
 from imagend import prompt as prompts
-from imagend import schedulers
-from imagend.model_names import MAX_NAME, MODEL_NAME
+from imagend.fields import Frozen as Frozen
+from imagend.fields import ModelName, printable
+from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
 
 JOB_SCHEMA = "imagend.job/v1"
@@ -52,13 +54,6 @@ class Outcome(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-class Frozen(BaseModel):
-    """Never changes, refuses fields it does not know, converts nothing silently, holds no NaN and no infinity."""
-
-    # Built when first used: `imagend status` needs few of them, and it must be quick.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
-
-
 def _moment(text: object) -> object:
     """Stricter than pydantic, which takes "1763000000" too, and the year 9999, to which no lifetime can be added."""
     try:
@@ -83,17 +78,9 @@ def _schedule_type(name: str) -> str:
     return name
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must be one line without control characters")
-    return text
-
-
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(_printable)]
-"""As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 
 
@@ -119,7 +106,7 @@ class Header(Frozen):
         description="Higher goes first. Within a priority the clients take turns, each one's jobs in order of arrival; "
         "every fourth turn goes by no priority, to who was served longest ago.",
     )
-    label: Annotated[str, AfterValidator(_printable)] | None = Field(
+    label: Annotated[str, AfterValidator(printable)] | None = Field(
         None, max_length=200, description="Your own name for the job, repeated in its manifest."
     )
 
@@ -154,6 +141,11 @@ class Generate(Frozen):
         None,
         description="A VAE: a file under models/vae/, without its extension, or a folder there. Left out, that of "
         "`model_settings` in config.yaml, or else the model's own.",
+    )
+    loras: tuple[Lora, ...] = Field(
+        (),
+        max_length=lora.MAX_LORAS,
+        description="LoRAs, by name and weight (-2 to 2); `<lora:name:0.8>` in an a1111 prompt is joined with them.",
     )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
@@ -214,9 +206,12 @@ class Generate(Frozen):
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
-        for field in ("prompt", "negative_prompt"):
+        prompt, _ = with_tags(self.prompt, self.prompt_syntax, self.loras)
+        for field, text in {"prompt": prompt, "negative_prompt": self.negative_prompt or ""}.items():
             try:
-                prompts.parse(getattr(self, field) or "", self.prompt_syntax)
+                if self.prompt_syntax is PromptSyntax.A1111 and field != "prompt" and lora.tags(text)[1]:
+                    raise ValueError("has a LoRA; name it in the prompt, with a weight below 0 for the opposite")
+                prompts.parse(text, self.prompt_syntax)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
         return self

@@ -109,7 +109,7 @@ def read_json(body: bytes) -> dict[str, Any]:
     if text.startswith("\ufeff"):
         raise InvalidJob("The file starts with a byte order mark. Write it as UTF-8 without one.")
     if _depth(text) > MAX_DEPTH:
-        raise InvalidJob(f"The JSON is nested deeper than {MAX_DEPTH} levels. Job fields need at most 2.")
+        raise InvalidJob(f"The JSON is nested deeper than {MAX_DEPTH} levels. Job fields need at most 6.")
     try:
         value = json.loads(
             text,

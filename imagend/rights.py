@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from imagend.job import Frozen, Kind, ModelName
+from imagend.fields import ModelName
+from imagend.job import Frozen, Kind
 
 UNIX_GROUP = r"^[a-z_][a-z0-9_-]{0,31}$"
 

@@ -12,6 +12,7 @@ from imagend import config as configuration
 from imagend.cli import COMMANDS
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
+from imagend.lora_field import Lora
 
 
 def fields_table(model: type[Any]) -> str:
@@ -45,9 +46,12 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
         "number": "number",
         "string": "text",
         "boolean": "true or false",
+        "object": "object",
         "array": "list of whole numbers",
     }
     limits = option if option["type"] != "array" else option["items"]
+    if "$ref" in limits:
+        return f"list of objects, at most {option['maxItems']}: see below"
     text = words[option["type"]]
     if "minimum" in limits:
         text += (
@@ -66,7 +70,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("model", [Header, *SPECS.values()])
+@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora])
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"

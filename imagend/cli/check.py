@@ -134,7 +134,7 @@ def _models(config: Config) -> Iterator[Finding]:
 
 
 def _engine() -> Iterator[Finding]:
-    needed = ("torch", "diffusers", "transformers", "compel")
+    needed = ("torch", "diffusers", "transformers", "compel", "peft")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         what = f"{', '.join(missing)} not installed: no worker can start"
         yield Finding("error", what, "pip install 'imagend[engine]'")

@@ -10,14 +10,15 @@ from imagend import presets, schedulers
 from imagend.config import Config, ImageType, ModelSettings
 from imagend.errors import UnsupportedSetting
 from imagend.job import Generate, Ref
+from imagend.lora_field import with_tags
 from imagend.models import Model
 
 _NATIVE = 1024  # image types are written for SDXL's own size
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:
-    """`spec` with model, VAE, size, steps, scheduler's settings, seeds and the image type's affixes written out. seed,
-    count and image_type become None; what stays None is as the model's own files say.
+    """`spec` with model, VAE, LoRAs, size, steps, scheduler's settings, seeds and the image type's affixes written out.
+    seed, count and image_type become None; what stays None is as the model's own files say.
 
     Raises UnsupportedSetting where the affixes break the prompt's syntax, or a setting does not go with the others.
     """
@@ -27,8 +28,13 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     if preset:
         prompt = f"{preset.prompt_prefix}{prompt}{preset.prompt_suffix}"
         negative_prompt = preset.negative_prompt if negative_prompt is None else negative_prompt
+    try:
+        prompt, loras = with_tags(prompt, spec.prompt_syntax, spec.loras)
+    except ValueError as error:
+        raise UnsupportedSetting(f"image_type: {spec.image_type!r} does not go with this job: {error}") from None
     filled = _sampling(spec, config.model_settings.get(model.name, ModelSettings()), model) | {
         "model": model.name,
+        "loras": loras,
         "width": spec.width or width,
         "height": spec.height or height,
         "prompt": prompt,

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imagend import __version__, schedulers
+from imagend import __version__, lora, schedulers
 from imagend.job import Generate
 
 _XMP = (
@@ -70,21 +70,23 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Model": model["name"],
         "VAE hash": vae["sha256"][:10] if vae else None,
         "VAE": vae["name"] if vae else None,
-        "TI hashes": _hashes(engine.get("embeddings", ())),
+        "Lora hashes": _hashes(engine.get("loras", ()), "autov3"),
+        "TI hashes": _hashes(engine.get("embeddings", ()), "sha256"),
         "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
         "RNG": "CPU",
         "Version": f"imagend {__version__}",
     }
-    lines = [spec.prompt]
+    tags = [lora.tag(one["name"], one["weight"], one.get("blocks")) for one in engine.get("loras", ())]
+    lines = [" ".join((spec.prompt, *tags))]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
 
 
-def _hashes(embeddings: Iterable[dict[str, str]]) -> str | None:
-    """As AUTOMATIC1111 has it: the first 12 digits of each file's SHA-256."""
-    return ", ".join(f"{one['name']}: {one['sha256'][:12]}" for one in embeddings) or None
+def _hashes(files: Iterable[dict[str, Any]], digest: str) -> str | None:
+    """As AUTOMATIC1111 has it: 12 digits; of a LoRA its AutoV3, of an embedding the file's SHA-256."""
+    return ", ".join(f"{one['name']}: {one[digest][:12]}" for one in files) or None
 
 
 def _quoted(value: str) -> str:

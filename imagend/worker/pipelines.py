@@ -1,4 +1,4 @@
-"""What a device paints with: the face over base models, VAE, textual inversions and scheduler. It paints nothing."""
+"""What a device paints with: the face over base, VAE, LoRAs, textual inversions and scheduler. It paints nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from imagend.models import Model, Models, digest
 from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
+from imagend.worker.loras import Loras
 from imagend.worker.prompt_cache import PromptCache
 from imagend.worker.switch import Switch
 
@@ -34,7 +35,7 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
-_DECIDING = ("torch", "diffusers", "transformers", "compel")  # what can change a picture's bits
+_DECIDING = ("torch", "diffusers", "transformers", "compel", "peft")  # what can change a picture's bits
 
 
 class Context(Protocol):
@@ -53,9 +54,11 @@ class Pipelines:
         self.dtype = torch.float32 if device == "cpu" else torch.float16
         self.versions = {name: version(name) for name in _DECIDING} | {"python": platform.python_version()}
         self.ladder = Ladder(device, self.settings.vram_limit_gb)
+        self.loras = Loras(models, self.settings.lora_cache_mb * 2**20)
         self.inversions = Inversions(models)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
-        self.switch = Switch(models, self.ladder.placement, int(self.settings.base_cache_gb * 2**30))
+        limit_bytes = int(self.settings.base_cache_gb * 2**30)
+        self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)
         self._loading: dict[str, Any] = {}
         self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
         self._hashing: dict[Model, Future[dict[str, str]]] = {}
@@ -68,6 +71,7 @@ class Pipelines:
         self._loading = context.loading
         pipe = self.get(spec.model, lambda: context.progress("model_loading"), spec.vae)
         pipe.scheduler = self._scheduler(spec)
+        self.loras.apply(pipe, spec, self.ladder.placement.release, context)
         self.inversions.apply(pipe, spec)
         return pipe
 
@@ -114,7 +118,7 @@ class Pipelines:
     def encoders(self) -> Hashable:
         """All that decides what the text encoders make of a text."""
         model = self._used()[0]
-        return model.path, model.version, str(self.dtype)
+        return model.path, model.version, str(self.dtype), self.loras.fingerprint()
 
     def describe(self) -> dict[str, Any]:
         """What painted, for the manifest. JSON only."""
@@ -129,6 +133,7 @@ class Pipelines:
             "versions": {"imagend": __version__, **self.versions},
             "model": model,
             "vae": vae[0] if vae else None,
+            "loras": self.loras.describe(),
             "embeddings": self.inversions.describe(),
             "scheduler": {"class": type(scheduler).__name__, "config": _plain(config)},
         }

@@ -28,8 +28,12 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 class Switch:
     """What is on the device, and what is kept beside it. `pipe` is of `base` and `vae`; None while there is none."""
 
-    def __init__(self, models: Models, placement: Placement, limit_bytes: int) -> None:
+    def __init__(
+        self, models: Models, placement: Placement, limit_bytes: int, forgetting: Callable[[], None] = lambda: None
+    ) -> None:
+        """`forgetting` is called before the modules are let go: who holds on to them must do so, too."""
         self._models, self._placement, self._limit_bytes = models, placement, limit_bytes
+        self._forgetting = forgetting
         self._seats: dict[str, Seat] = {}
         self._kept: OrderedDict[Model, Loaded] = OrderedDict()  # the current ones among them
         self.base: Loaded | None = None
@@ -70,6 +74,7 @@ class Switch:
     def forget(self) -> None:
         """Let go of what is on the device: it is not to be trusted, nor to be kept."""
         self._placement.release()
+        self._forgetting()
         for current in (self.base, self.vae):
             if current is not None:
                 self._kept.pop(current.model, None)

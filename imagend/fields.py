@@ -1,0 +1,26 @@
+"""What the fields of jobs, manifests and messages are made of. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from imagend.model_names import MAX_NAME, MODEL_NAME
+
+
+class Frozen(BaseModel):
+    """Never changes, refuses fields it does not know, converts nothing silently, holds no NaN and no infinity."""
+
+    # Built when first used: `imagend status` needs few of them, and it must be quick.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+
+
+def printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
+"""As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
