@@ -88,9 +88,22 @@ def test_submit_of_a_file(home: Home, source: str) -> None:
     assert home.outcome(Ref(CLIENT, done.stdout.strip())) == "succeeded"
 
 
+def test_submit_of_loras_and_of_a_yes_or_no(home: Home) -> None:
+    options = ["--lora", "hats/red hat:0.8", "--lora", "ink:-1", "--lora", "oil", "--rescale-betas-zero-snr", "true"]
+    done = imagend("submit", "generate", "--prompt", "x", *options, cwd=home.root)
+    assert done.returncode == 0, done.stderr
+    run_until_idle(home.daemon())
+    spec = home.manifest(Ref(CLIENT, done.stdout.strip()))["spec"]
+    assert [(one["name"], one["weight"]) for one in spec["loras"]] == [("hats/red hat", 0.8), ("ink", -1), ("oil", 1)]
+    assert spec["rescale_betas_zero_snr"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["generate", "--prompt", "x", "--lora", "ink:3"], ["loras", "weight", "3"]),
+        (["generate", "--prompt", "x", "--lora", "ink:much"], ["loras", "weight", "much"]),
+        (["generate", "--prompt", "x", "--rescale-betas-zero-snr", "maybe"], ["rescale_betas_zero_snr", "maybe"]),
         (["generate", "--prompt", "x", "--width", "1000.5"], ["width", "1000.5", "whole number"]),
         (["generate", "--prompt", "x", "--seed", str(2**64)], ["18446744073709551616", "2^53"]),
         (["generate"], ["prompt", "missing"]),

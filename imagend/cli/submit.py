@@ -16,7 +16,7 @@ from imagend.errors import Rejected, UsageError
 from imagend.job import SPECS, Header, Ref
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds")
+_OWN = ("schema", "kind", "seeds", "loras")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
             fields.add_argument(
                 option, dest=f"field_{name}", metavar="VALUE", help=(field.description or "").replace("%", "%%")
             )
+    fields.add_argument(
+        "--lora",
+        dest="field_loras",
+        metavar="NAME[:WEIGHT]",
+        action="append",
+        type=_lora,
+        help="a LoRA and how strongly it acts (1 if left out); give it again for more of them",
+    )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
     )
@@ -72,14 +80,23 @@ def _identity(config: Config, arguments: argparse.Namespace) -> Config:
     return config.model_copy(update={"client": client})
 
 
-def _from_options(given: dict[str, str]) -> bytes:
+def _lora(text: str) -> dict[str, Any]:
+    name, colon, weight = text.rpartition(":")
+    return {"name": name, "weight": _number(weight)} if colon else {"name": text}
+
+
+def _from_options(given: dict[str, Any]) -> bytes:
     """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
     schema = Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"]
     fields: dict[str, Any] = {"kind": "generate"}
     for name, text in given.items():
         types = {option.get("type") for option in schema[name].get("anyOf", [schema[name]])}
-        if "array" in types:
+        if name == "loras":
+            fields[name] = text
+        elif "array" in types:
             fields[name] = [_number(part) for part in text.split(",")]
+        elif "boolean" in types:
+            fields[name] = {"true": True, "false": False}.get(text, text)
         else:
             fields[name] = _number(text) if types & {"integer", "number"} else text
     return drop.compose(fields)
