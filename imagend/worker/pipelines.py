@@ -107,7 +107,7 @@ class Pipelines:
 
     def free_caches(self) -> None:
         """Let go of what only spares work and lies where memory is short."""
-        if self.device == "cpu":
+        if self.device == "cpu" or self.switch.pipe is None:  # without one it was a load, in main memory, that failed
             self.prompts.clear()
             self.switch.shed()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 
 from imagend import presets, schedulers
 from imagend.architecture import Architecture, ModelKind
@@ -103,6 +104,15 @@ def test_a_name_tells_the_steps_of_a_model_of_few_steps_only() -> None:
     assert presets.of("two steps from hell").num_inference_steps == 30
     assert presets.of("sdxl 4step").num_inference_steps == 30
     assert presets.of("sdxl 4step", "lightning").num_inference_steps == 4
+
+
+def test_the_presets_are_those_of_the_document() -> None:
+    text = (REPOSITORY / "docs" / "models.md").read_text()
+    for name, preset in presets.PRESETS.items():
+        own = "the model's own"
+        row = f"{preset.num_inference_steps} | {preset.guidance_scale:g} | {preset.scheduler or own} | "
+        row += f"{preset.schedule_type or own} | {'none' if preset.eta is None else f'{preset.eta:g}'} |"
+        assert f"| {name} | {row}" in text
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
