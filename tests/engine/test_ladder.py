@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_conftest import Painter, load_plain
+import siblings
+from engine_conftest import EMBEDDED, Painter, load_plain
 from PIL import Image
 
 torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+from diffusers.utils import convert_state_dict_to_diffusers  # noqa: E402
 
 from imagend.job import Outcome  # noqa: E402
 from imagend.memory_plan import Mode, Rung, Stage, Work, label, need  # noqa: E402
@@ -275,3 +279,59 @@ def test_what_an_earlier_attempt_painted_in_fp8_is_still_told_of(
     ladder.seen.clear()
     ended = painter.run(tmp_path, **QUICK | {"count": 2})
     assert (ended.memory["mode"], ended.memory["exact"]) == ("resident", False)
+
+
+# What else is in the pipeline
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Painter:
+    """A worker with two bases and a LoRA, which has all modes."""
+    root = tmp_path_factory.mktemp("models")
+    (root / "diffusers").mkdir()
+    (root / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    siblings.folder(root / "diffusers" / "sibling", 1)
+    pipe = load_plain()
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(lora, adapter_name="x")
+    weights = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(pipe.unet, adapter_name="x"))
+    type(pipe).save_lora_weights(root / "loras", unet_lora_layers=weights, weight_name="x.safetensors")
+    studio = Painter(root)
+    studio.pipelines.ladder.modes = tuple(Mode)
+    return studio
+
+
+@pytest.mark.parametrize("last", [OFFLOAD, GROUP, SEQUENTIAL])
+def test_loras_and_bases_come_and_go_on_every_rung(
+    studio: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: Mode
+) -> None:
+    ladder = studio.pipelines.ladder
+    monkeypatch.setattr(ladder, "seen", {})
+    jobs: list[dict[str, Any]] = [
+        {},
+        {"loras": [{"name": "x", "weight": 0.7}]},
+        {"loras": [{"name": "x", "weight": -1.0}]},
+        {"model": "sibling"},
+        {"model": "sibling", "loras": [{"name": "x"}]},
+        {},
+    ]
+
+    def paint(where: str) -> list[Any]:
+        found = []
+        for number, fields in enumerate(jobs):
+            folder = tmp_path / where / str(number)
+            ended = studio.run(folder, **QUICK | {"width": 64, "height": 64} | fields)
+            assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+            assert (ended.memory["mode"], ended.memory["exact"]) == (ladder.placement.mode, True)
+            found.append(pixels(folder))
+        return found
+
+    plenty = paint("plenty")
+    assert ladder.placement.mode is RESIDENT
+    assert len({picture.tobytes() for picture in plenty}) == len(jobs) - 1
+    monkeypatch.setattr(ladder, "modes", (last,))
+    short = paint("short")
+    assert ladder.placement.mode is last
+    assert all((one == other).all() for one, other in zip(plenty, short, strict=True))
+    ladder.placement.release()
