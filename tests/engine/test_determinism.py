@@ -15,6 +15,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 from engine_conftest import EMBEDDED, REF, Painter
 from PIL import Image
 from prompts import LONG, ONE, THREE, save
+from safetensors.torch import save_file
 
 from imagend.job import Outcome
 from imagend.memory_plan import Mode
@@ -26,8 +27,8 @@ JOB = SIZE | PROMPTS | {"scheduler": "Euler a", "seed": 11, "count": 2}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models/ with the embedded model, a sibling, the same as one file, one that is cut off, a VAE and embeddings."""
+def root(plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/: the embedded model, a sibling, the same as one file, one cut off, a VAE, embeddings and LoRAs."""
     root = tmp_path_factory.mktemp("models")
     (root / "diffusers").mkdir()
     (root / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
@@ -40,7 +41,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights.write_bytes(weights.read_bytes()[:-1])
     for inversion in (ONE, THREE):
         save(inversion, root / "embeddings")
+    (root / "loras").mkdir()
+    for name, parts in {"painting": ("unet",), "reading": ("text_encoder", "text_encoder_2")}.items():
+        save_file(a_lora(plain, parts), root / "loras" / f"{name}.safetensors")
     return root
+
+
+def a_lora(pipe: Any, parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Of rank 4, on the queries of all attention layers."""
+    generator = torch.Generator().manual_seed(2)
+    tensors = {}
+    for part in parts:
+        for path, module in getattr(pipe, part).named_modules():
+            if path.endswith(("to_q", "q_proj")):
+                width = module.weight.shape
+                tensors[f"{part}.{path}.lora_A.weight"] = torch.randn(4, width[1], generator=generator) * 0.3
+                tensors[f"{part}.{path}.lora_B.weight"] = torch.randn(width[0], 4, generator=generator) * 0.3
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +159,14 @@ DISTURBANCES: dict[str, Callable[[Painter, Path], None]] = {
     "another base of a single file": another(model="single"),
     "another VAE": another(vae="other"),
     "another base with embeddings": another(model="sibling", prompt="glimb"),
+    "a LoRA": another(loras=[{"name": "painting", "weight": 0.7}]),
+    "a LoRA for the text encoders": another(loras=[{"name": "reading", "weight": 1.5}]),
+    "LoRAs with an embedding on another base": another(
+        model="sibling", prompt="a zorp", loras=[{"name": "reading", "weight": -1.0}, {"name": "painting"}]
+    ),
     "a cancelled job": cancelled,
     "a base that cannot be loaded": failing(model="broken"),
+    "a job with a missing LoRA": failing(loras=[{"name": "painting"}, {"name": "gone"}]),
     "a job with a missing embedding": failing(prompt="embedding:gone"),
     "a job that the model refuses": failing(clip_skip=30),
     "encoding short of memory": short_of_memory("text_encoder", Mode.MODEL_OFFLOAD),
@@ -177,6 +200,8 @@ def test_what_disturbs_does_paint_something_else(worker: Painter, expected: list
             {"model": "sibling"},
             {"model": "single"},
             {"vae": "other"},
+            {"loras": [{"name": "painting"}]},
+            {"loras": [{"name": "reading"}]},
             {"prompt": "a zorp"},
             {"scheduler": "DPM++ 2M Karras"},
             {"clip_skip": 1},
@@ -184,3 +209,16 @@ def test_what_disturbs_does_paint_something_else(worker: Painter, expected: list
     ):
         worker.run(tmp_path / str(number), **JOB | fields)
         assert (pixels(tmp_path / str(number), 0) != expected[0]).any()
+
+
+def test_a_job_with_a_lora_is_the_same_with_the_cache_and_without(worker: Painter, tmp_path: Path) -> None:
+    """Between the two, the text encoders are used without it and with another weight."""
+    job = JOB | {"loras": [{"name": "reading", "weight": 1.5}], "count": 1}
+    shas = [worker.run(tmp_path / "a", **job).artifacts[0].pixels_sha256]
+    for number, weight in enumerate((0.0, 0.5)):
+        other = worker.run(tmp_path / str(number), **job | {"loras": [{"name": "reading", "weight": weight}]})
+        assert other.artifacts[0].pixels_sha256 != shas[0]
+    shas.append(worker.run(tmp_path / "b", **job).artifacts[0].pixels_sha256)
+    worker.pipelines.prompts.clear()
+    shas.append(worker.run(tmp_path / "c", **job).artifacts[0].pixels_sha256)
+    assert len(set(shas)) == 1
