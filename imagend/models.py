@@ -237,7 +237,8 @@ def check_whole(model: Model) -> None:
 
 
 def _check_folder(model: Model) -> None:
-    for path in sorted(model.path.glob("*/*.index.json")):  # which file each tensor of a split model is in
+    indexes = (*model.path.glob("*.index.json"), *model.path.glob("*/*.index.json"))
+    for path in sorted(indexes):  # which file each tensor of a split model is in
         places = read_json(path).get("weight_map")
         for place in places.values() if isinstance(places, dict) else (places,):
             if not (isinstance(place, str) and place.endswith(".safetensors") and "/" not in place):
@@ -247,7 +248,8 @@ def _check_folder(model: Model) -> None:
         if "transformers_weights" in read_json(path):  # it would send the library to a file that was not judged here
             where = path.relative_to(model.path).as_posix()
             raise BrokenModel(model.name, f"{where} has the setting `transformers_weights`")
-    for path in sorted(model.path.glob("*/adapter_config.json")):  # its weights may be a pickle
+    adapters = (*model.path.glob("adapter_config.json"), *model.path.glob("*/adapter_config.json"))
+    for path in sorted(adapters):  # its weights may be a pickle
         raise BrokenModel(model.name, f"{path.parent.name} has an adapter, which is not supported")
 
 

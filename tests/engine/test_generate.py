@@ -282,16 +282,11 @@ class Canary:
         self.path = path
 
 
-@pytest.mark.parametrize("component", ["unet", "text_encoder"])
-@pytest.mark.parametrize("disguise", [".bin", ".safetensors", "both", "index", "adapter"])
-def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, disguise: str) -> None:
-    """Not even with torch's weights_only, which has been got around before (CVE-2025-32434)."""
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
-    folder = tmp_path / "diffusers" / "evil" / component
-    shutil.copytree(EMBEDDED, folder.parent, ignore=shutil.ignore_patterns("*.py", "*.png"))
+def infest(folder: Path, disguise: str, sang: Path) -> None:
+    """Hide a pickle among a component's weights."""
     (weights,) = folder.glob("*.safetensors")
-    evil = pickle.dumps(Canary(str(tmp_path / "sang")), 4)
-    name = "pytorch_model.bin" if component == "text_encoder" else "diffusion_pytorch_model.bin"
+    evil = pickle.dumps(Canary(str(sang)), 4)
+    name = "pytorch_model.bin" if weights.name == "model.safetensors" else "diffusion_pytorch_model.bin"
     match disguise:
         case ".bin":
             weights.unlink()
@@ -309,8 +304,33 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         case "adapter":
             (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
             (folder / "adapter_model.bin").write_bytes(evil)
+
+
+DISGUISES = [".bin", ".safetensors", "both", "index", "adapter"]
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, disguise: str) -> None:
+    """Not even with torch's weights_only, which has been got around before (CVE-2025-32434)."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    folder = tmp_path / "diffusers" / "evil" / component
+    shutil.copytree(EMBEDDED, folder.parent, ignore=shutil.ignore_patterns("*.py", "*.png"))
+    infest(folder, disguise, tmp_path / "sang")
     with pytest.raises((BrokenModel, BrokenWeights)):
         Pipelines("cpu", Models(tmp_path)).get("evil", lambda: None)
+    assert not (tmp_path / "sang").exists()
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_nothing_is_unpickled_of_a_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disguise: str) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    shutil.copytree(EMBEDDED / "vae", tmp_path / "vae" / "evil")
+    infest(tmp_path / "vae" / "evil", disguise, tmp_path / "sang")
+    with pytest.raises((BrokenModel, BrokenWeights)):
+        Pipelines("cpu", Models(tmp_path)).get("shapes-xl", lambda: None, "evil")
     assert not (tmp_path / "sang").exists()
 
 

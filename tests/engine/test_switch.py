@@ -149,6 +149,8 @@ def test_a_switch_between_bases_of_one_build_keeps_the_modules(worker: Painter, 
         assert after[name] is before[name]
     assert next(after["unet"].parameters()) is parameter
     assert sorted(ended.loading["in_place"]) == sorted(siblings.COMPONENTS)
+    for part in worker.pipelines.switch.base.parts.values():  # the other base's own modules hold nothing
+        assert not any(tensor.numel() for tensor in part.tensors.values())
     assert (ended.loading["from"], ended.loading["to"]) == ("shapes-xl", "pony")
     assert ended.loading["seconds"] > 0
     assert same(paint(worker, tmp_path / "third", model="shapes-xl"), plainly(EMBEDDED))
