@@ -123,6 +123,7 @@ class Adapters:
     def _settle(self, name: str, weights: Weights) -> None:
         """Give each layer its alpha, and each tensor its type, in memory of its own: bits depend on its alignment."""
         self._home[name] = []
+        dtypes = {part: module.dtype for part, module in self._modules.items()}
         for place in self._find():
             tuner = place.tuner
             if name not in tuner.scaling:
@@ -131,10 +132,9 @@ class Adapters:
             tuner.lora_alpha[name] = weights.alphas.get((place.part, place.path), tuner.lora_alpha[name])
             if weights.rank_stabilised:
                 tuner.use_rslora[name] = True
-            dtype = self._modules[place.part].dtype
             for _, piece in _pieces(tuner, name):
                 for tensor in piece.parameters() if isinstance(piece, torch.nn.Module) else (piece,):
-                    tensor.data = tensor.data.to(device="cpu", dtype=dtype, copy=True)
+                    tensor.data = tensor.data.to(device="cpu", dtype=dtypes[place.part], copy=True)
                     self._home[name].append((tensor, tensor.data))
 
     def _find(self) -> Iterator[_Place]:

@@ -103,9 +103,10 @@ def read(models: Models, model: Model, pipe: Any) -> Weights:
     }:
         raise BrokenWeights(model.path.name, "it changed while it was read")
     renamed, alphas = _renamed(tensors, model, pipe)
-    bad = next((name for name, tensor in renamed.items() if not tensor.to(pipe.unet.dtype).isfinite().all()), None)
+    dtype = pipe.unet.dtype
+    bad = next((name for name, tensor in renamed.items() if not tensor.to(dtype).isfinite().all()), None)
     if bad is not None:
-        raise UnfitLora(model.name, f"{bad[:_SHOWN]} holds what is no number, or too large a one for {pipe.unet.dtype}")
+        raise UnfitLora(model.name, f"{bad[:_SHOWN]} holds what is no number, or too large a one for {dtype}")
     rest = memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
     found = _alphas(renamed, alphas, pipe)
     stabilised = False
