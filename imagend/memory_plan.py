@@ -167,7 +167,7 @@ def _held(stage: Stage, mode: Mode, work: Work) -> int:
             return max(work.text_encoder_bytes, default=0)
 
 
-_STAGES = (Stage.ENCODING, Stage.PAINTING, Stage.DECODING)
+_STAGES = tuple(Stage)
 
 
 def need(rung: Rung, work: Work, experience: Experience | None = None, correction: float = 1.0) -> int:

@@ -66,6 +66,7 @@ class Climb:
     def over(self, attempt: Callable[[], T]) -> T:
         """Attempt it, each time one rung higher, until it succeeds. Raises OutOfMemory."""
         while True:
+            self._stage = Stage.LOADING
             with Catch() as caught:
                 return attempt()
             self._next(caught.said)
@@ -79,9 +80,12 @@ class Climb:
         batch = 2 if spec.guidance_scale > 1 else 1
         anatomy = self._ladder.placement.anatomy(pipe)
         self._work = Work(width=spec.width, height=spec.height, batch=batch, **anatomy)
-        self._modes = tuple(mode for mode in self._ladder.modes if mode not in STREAMED or can_stream(pipe))
-        if self._rung is None:
+        self._modes = self._ladder.modes
+        if not set(STREAMED).isdisjoint(self._modes) and not can_stream(pipe):
+            self._modes = tuple(mode for mode in self._modes if mode not in STREAMED)
+        if not self._key:
             self._look_up(identity, self._work)
+        if self._rung is None:
             available = self._ladder.gauge.available(self._work.weights)
             self._rung = plan(self._work, available, self._modes, self._known, self._factor)
             self._context.memory["available_bytes"] = available
@@ -92,6 +96,7 @@ class Climb:
 
     def decode(self, pipe: Any, decode: Callable[[], T]) -> T:
         """Decode, each time one rung higher, until it succeeds. Raises OutOfMemory."""
+        self._stage = Stage.DECODING
         while True:
             with Catch() as caught:
                 self._ladder.placement.apply(pipe, self.rung.mode)

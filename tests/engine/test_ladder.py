@@ -124,6 +124,42 @@ def test_a_shortage_in_the_middle_of_a_job_keeps_what_is_painted(
     assert (pixels(tmp_path / "alone") == pixels(tmp_path, 1)).all()
 
 
+def test_weights_that_do_not_fit_on_the_device_are_offloaded_now_and_next_time(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = ladder.placement.apply
+
+    def full(pipe: Any, mode: Mode) -> None:
+        if mode is RESIDENT:
+            raise torch.OutOfMemoryError("no room for the weights")
+        apply(pipe, mode)
+
+    monkeypatch.setattr(ladder.placement, "apply", full)
+    ended = painter.run(tmp_path / "a", **QUICK)
+    assert words(painter) == [("model_loading", "resident", "model_offload")]
+    assert (pixels(tmp_path / "a") == picture).all()
+    assert ended.memory["seen"]["failed"].keys() == {label(Stage.LOADING, Rung())}
+    ended = painter.run(tmp_path / "b", **QUICK)
+    assert (ended.memory["mode"], ended.memory["retries"]) == ("model_offload", [])
+
+
+def test_a_shortage_while_a_model_is_read_is_climbed_from_and_what_follows_is_learned(
+    painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, left = painter.pipelines.prepare, iter([True])
+
+    def fail(*arguments: Any) -> Any:
+        if next(left, False):
+            raise MemoryError
+        return prepare(*arguments)
+
+    monkeypatch.setattr(painter.pipelines, "prepare", fail)
+    ended = painter.run(tmp_path, **QUICK)
+    assert words(painter) == [("model_loading", "resident", "model_offload")]
+    assert (pixels(tmp_path) == picture).all()
+    assert label(Stage.PAINTING, Rung(OFFLOAD)) in ended.memory["seen"]["peaks"]
+
+
 # Decoding
 
 
