@@ -17,6 +17,8 @@ compel = pytest.importorskip("compel")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from prompts import by_diffusers, same  # noqa: E402
+
 from imagend.errors import PromptTooLong, UnsupportedSetting  # noqa: E402
 from imagend.prompt_tree import MAX_WEIGHT, PromptSyntax  # noqa: E402
 from imagend.worker.encode import MAX_TOKENS, MAX_WEAKENED, encode  # noqa: E402
@@ -53,17 +55,6 @@ def without_encoders(pipe: Any) -> Iterator[None]:
     yield
     for hook in hooks:
         hook.remove()
-
-
-def by_diffusers(pipe: Any, prompt: str, negative_prompt: str | None, clip_skip: int | None = None) -> dict[str, Any]:
-    with torch.no_grad():
-        embeds = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, clip_skip=clip_skip)
-    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
-    return dict(zip(names, embeds, strict=True))
-
-
-def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def paint(pipe: Any, **arguments: Any) -> Any:
