@@ -384,7 +384,7 @@ def test_a_bug_is_logged_without_the_prompt(painter: Painter, tmp_path: Path, mo
 
 
 def test_a_cancel_right_behind_the_job_is_not_lost(painter: Painter, tmp_path: Path) -> None:
-    spec = {"prompt": PROMPT, "model": "shapes-xl", "width": 64, "height": 64, "seeds": [1]}
+    spec = QUICK | {"model": "shapes-xl", "width": 64, "height": 64, "seeds": [1]}
     run = Run(job=REF, kind="generate", spec=spec, folder=str(tmp_path))
     context = painter.worker.expect(run)
     painter.worker.cancel(REF)  # before the attempt has begun
