@@ -110,7 +110,8 @@ class Home:
         outputs.open()
         survey = Survey(Models(config.models, config.extra_model_paths), settle_s=0.0)
         librarian = Librarian(survey, config.spool, lambda: None, time.monotonic)
-        librarian.look()
+        *_, librarian.catalog = survey.look()  # without its thread, which would write to the spool beside the loop
+        librarian.ready = True
         daemon = Daemon(
             config=config,
             reload=lambda: configuration.load(self.root / "config.yaml"),
