@@ -71,7 +71,7 @@ class Catalog:
         keys = (*self.entries, *self.refused, *self.arriving)
         key = (kind, self._match(name, kind, {one for of, one in keys if of is kind}))
         if key in self.refused:
-            raise self.refused[key]
+            raise self.refused[key].with_traceback(None)  # else it keeps the frames of every job that got it
         if key not in self.entries:
             raise ModelArriving(kind.noun, key[1])
         return self.entries[key].model

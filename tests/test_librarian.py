@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ def test_what_is_refused_says_why_and_jobs_get_that_answer(place: Place) -> None
         with pytest.raises(error):
             librarian.find(name)
     assert place.document()["models"] == []
+
+
+def test_a_refusal_keeps_nothing_of_the_jobs_that_got_it(place: Place) -> None:
+    put(place.models, "checkpoints/lora.safetensors", LORA)
+    librarian = place.librarian()
+    librarian.look()
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(UnusableModel) as refusal:
+            librarian.find("lora")
+        depths.add(len(traceback.extract_tb(refusal.value.__traceback__)))
+    assert len(depths) == 1
 
 
 SDXL_SMALL = SDXL | {
