@@ -13,6 +13,7 @@ from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import ImagendError, TimeLimit, WorkerDied, WorkerSilent
 from imagend.job import Generate, Job, Ref
+from imagend.memory_plan import Stage
 from imagend.messages import Cancel, MemoryShort, Progress, Stop
 
 log = structlog.get_logger()
@@ -32,10 +33,6 @@ class Running:
     until: float
     progress: Progress | None = None
     cancelled: bool = False
-
-
-LOADING = "model_loading"
-"""What a worker calls that stage."""
 
 
 @dataclass
@@ -66,7 +63,9 @@ class Slot:
     @property
     def is_loading(self) -> bool:
         """Whether its worker is reading a model from disk, or about to."""
-        return self.running is not None and (self.running.progress is None or self.running.progress.stage == LOADING)
+        if self.running is None:
+            return False
+        return self.running.progress is None or self.running.progress.stage == Stage.LOADING
 
     def tend(self, executor: Executor, config: Config, now: float) -> None:
         """Start what is down and due, kill what is silent or late. Called at every look around."""

@@ -20,6 +20,7 @@ from imagend.errors import UnfitLora, UnsupportedSetting
 from imagend.job import Generate
 from imagend.lora import TEXT_ENCODERS, check_fit, weight_at
 from imagend.lora_field import Lora
+from imagend.memory_plan import Stage
 from imagend.models import Model, Models
 from imagend.worker.adapters import Adapters
 from imagend.worker.lora_file import Weights, judge, read
@@ -158,7 +159,7 @@ class Loras:
         return sorted(acting, key=lambda pair: pair[0].name)
 
     def _load(self, model: Model, pipe: Any, adapters: Adapters, context: Context) -> None:
-        context.progress("model_loading")
+        context.progress(Stage.LOADING)
         start = time.perf_counter()
         weights = read(self._models, model, pipe)
         self._count += 1

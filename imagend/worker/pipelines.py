@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,12 +22,13 @@ from imagend import __version__, schedulers
 from imagend.architecture import ModelKind
 from imagend.errors import UnsupportedSetting
 from imagend.job import Generate
+from imagend.memory_plan import Stage
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
-from imagend.worker.loras import Loras
+from imagend.worker.loras import Context, Loras
 from imagend.worker.prompt_cache import PromptCache
 from imagend.worker.switch import Switch
 
@@ -36,14 +37,6 @@ diffusers.utils.logging.disable_progress_bar()
 
 
 _DECIDING = ("torch", "diffusers", "transformers", "compel", "peft")  # what can change a picture's bits
-
-
-class Context(Protocol):
-    """Of a job (worker.main.Context), what is needed here."""
-
-    loading: dict[str, Any]
-
-    def progress(self, stage: str) -> None: ...
 
 
 class Pipelines:
@@ -69,7 +62,7 @@ class Pipelines:
         """
         assert spec.model is not None
         self._loading = context.loading
-        pipe = self.get(spec.model, lambda: context.progress("model_loading"), spec.vae)
+        pipe = self.get(spec.model, lambda: context.progress(Stage.LOADING), spec.vae)
         pipe.scheduler = self._scheduler(spec)
         self.loras.apply(pipe, spec, self.ladder.placement.release, context)
         self.inversions.apply(pipe, spec)
