@@ -263,6 +263,19 @@ def test_what_stays_loaded_is_bounded(worker: Painter, tmp_path: Path, monkeypat
     assert (pixels(tmp_path / "2unet") == first).all()
 
 
+def test_the_least_recently_used_goes_first(worker: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = worker.pipelines.loras
+    monkeypatch.setattr(kept, "_limit_bytes", 0)
+    paint(worker, tmp_path / "0", "conv")
+    monkeypatch.setattr(kept, "_limit_bytes", 2**30)
+    paint(worker, tmp_path / "1", "unet")
+    monkeypatch.setattr(kept, "_limit_bytes", kept.bytes)  # of these two, or of conv and the next one
+    paint(worker, tmp_path / "2", "conv")
+    paint(worker, tmp_path / "3", "unet-kohya")
+    loads = [worker.run(tmp_path / f"4{n}", **JOB, loras=[{"name": n}]).loading or {} for n in ("conv", "unet")]
+    assert ["loras" in load for load in loads] == [False, True]
+
+
 def test_a_file_that_was_replaced_is_loaded_anew(worker: Painter, bare: Any, folder: Path, tmp_path: Path) -> None:
     found = []
     for number in (7, 8):
