@@ -118,9 +118,10 @@ class Experience(Frozen):
 
 
 def label(stage: Stage, rung: Rung) -> str:
-    """`mode/stage`, with the tile where it matters."""
+    """`mode/stage`, with the tile where it matters. Modes that bring the whole VAE alone decode alike."""
+    mode = Mode.MODEL_OFFLOAD if stage is Stage.DECODING and rung.mode in STREAMED else rung.mode
     tile = f"/{rung.vae_tile}" if stage is Stage.DECODING and rung.vae_tile else ""
-    return f"{rung.mode.value}/{stage.value}{tile}"
+    return f"{mode.value}/{stage.value}{tile}"
 
 
 def tiles(width: int, height: int) -> tuple[int, ...]:

@@ -110,7 +110,8 @@ class Failure(Frozen):
 
 
 class Ended(Frozen):
-    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading` and `memory` as in the manifest."""
+    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading` and `memory` as in the manifest; `worn`
+    says why the worker wants to be replaced before its next job."""
 
     type: Literal["ended"] = "ended"
     job: Ref
@@ -120,6 +121,7 @@ class Ended(Frozen):
     engine: dict[str, Any] | None = None
     loading: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    worn: str = Field(default="", max_length=200)
     failure: Failure | None = None
 
     @model_validator(mode="after")

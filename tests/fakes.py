@@ -13,7 +13,8 @@ from imagend.messages import Cancel, Ended, Failure, Message, Ready, Run, Stop
 
 
 class FakeExecutor:
-    """Paints at once, in this process. The prompt says what shall happen: die, fail, or stay (until cancelled)."""
+    """Paints at once, in this process. The prompt says what shall happen: die, fail, worn (but painted), or stay
+    (until cancelled)."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -53,7 +54,9 @@ class FakeExecutor:
                 pass
             case _:
                 artifacts = tuple(paint(Path(run.folder), index, seed) for index, seed in enumerate(run.spec["seeds"]))
-                self.mailbox.put(Heard(worker, Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)))
+                ended = Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)
+                worn = "it is tired" if run.spec["prompt"] == "worn" else ""
+                self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
 
 
 def paint(folder: Path, index: int, seed: int) -> Artifact:

@@ -111,6 +111,20 @@ def test_a_worker_that_does_not_leave_is_killed_and_gets_no_job_meanwhile(home: 
     assert orders[:3] == ["run", "stop", "run"]
 
 
+def test_a_worker_that_says_it_is_worn_is_replaced_before_its_next_job(home: Home) -> None:
+    home.drop("a.json", prompt="worn")
+    home.drop("b.json", nonce="2")
+    with structlog.testing.capture_logs() as log:
+        daemon = home.daemon()
+        orders = listen(daemon)
+        run_until_idle(daemon)
+    assert orders == ["run", "stop", "run"]
+    assert said(log, "a worker is replaced") == ["it is tired"]
+    assert said(log, "worker died") == []
+    assert daemon.slots["cpu0"].deaths == 0
+    assert [line["outcome"] for line in home.feed()] == ["succeeded"] * 2
+
+
 def listen(daemon: Daemon, deaf_to_stop: bool = False) -> list[str]:
     """What the daemon tells its workers from now on."""
     orders: list[str] = []

@@ -237,6 +237,8 @@ class Daemon:
                 failure = message.failure
                 if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
                     slot.retire(self.executor)
+                elif message.worn:
+                    slot.renew(self.executor, self.settings.config, self.clock(), message.worn)
                 self.aftermath.ended(running, message, self.settings.config.max_attempts)
             case late:
                 log.info("ignored a late word", worker=slot.name, word=late.type)

@@ -76,21 +76,25 @@ class Slot:
             limit = "stop_grace_s" if self.leaving else "boot_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
         elif self.state == "idle" and self.painted:
-            self._renew(executor, config, now)
+            self._renew_if_due(executor, config, now)
         elif self.running and now > self.running.until:
             self._kill(executor, TimeLimit(config.time_limit_s))
         elif self.running and now > self.deadline:
             limit = "cancel_grace_s" if self.running.cancelled else "silence_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
 
-    def _renew(self, executor: Executor, config: Config, now: float) -> None:
-        """Ask a worker that has done its share, or has grown, to make room for a new one. Never one that paints."""
+    def _renew_if_due(self, executor: Executor, config: Config, now: float) -> None:
+        """Renew a worker that has done its share, or has grown. Never one that paints."""
         if 0 < config.max_jobs_per_worker <= self.painted:
             why = f"it has painted {self.painted} jobs (max_jobs_per_worker)"
         elif config.worker_memory_mb and (held := executor.memory_mb(self.name) or 0.0) > config.worker_memory_mb:
             why = f"it holds {held:.0f} MB of memory (worker_memory_mb)"
         else:
             return
+        self.renew(executor, config, now, why)
+
+    def renew(self, executor: Executor, config: Config, now: float, why: str) -> None:
+        """Ask a worker between two jobs to make room for a new one."""
         log.info("a worker is replaced", worker=self.name, why=why)
         self.leaving, self.deadline = True, now + config.stop_grace_s
         executor.send(self.name, Stop())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from imagend.worker.main import Context
 
 T = TypeVar("T")
+WORN = "memory was so short that cuDNN took other algorithms, and would keep to them"
 _NOTABLE = 1.02
 """A peak is told of when it exceeds the known one by so much: two runs differ by a few bytes."""
 
@@ -58,6 +59,7 @@ class Climb:
         self._retries: list[dict[str, Any]] = []
         self._counts: Counter[bool] = Counter()
         self._freed = False
+        self._swallowed = self._ladder.gauge.swallowed()
 
     @property
     def rung(self) -> Rung:
@@ -69,7 +71,7 @@ class Climb:
             self._stage = Stage.LOADING
             with Catch() as caught:
                 return attempt()
-            self._next(caught.said)
+            self._next(caught)
 
     def place(self, pipe: Any, identity: str) -> None:
         """Plan, at the first attempt, and bring the pipeline into the rung's mode. `identity`: all its weights."""
@@ -102,7 +104,7 @@ class Climb:
                 self._ladder.placement.apply(pipe, self.rung.mode)
                 with self.during(Stage.DECODING), tiled(pipe.vae, self.rung.vae_tile):
                     return decode()
-            self._next(caught.said)
+            self._next(caught)
 
     def found(self, exact: bool) -> None:
         """A picture is there already, from an earlier attempt."""
@@ -116,6 +118,8 @@ class Climb:
         self._ladder.gauge.start()
         yield
         self._saw(label(stage, self.rung), self._ladder.gauge.peak(held))
+        if self._ladder.gauge.swallowed() > self._swallowed:
+            self._failed()
         self._tell()
 
     def _look_up(self, identity: str, work: Work) -> None:
@@ -136,10 +140,19 @@ class Climb:
             if peak > _NOTABLE * max(self._known.peaks.get(name, 0), self._news["peaks"].get(name, 0)):
                 self._news["peaks"][name], self._news["estimates"][name] = peak, estimated
 
-    def _next(self, said: str | None) -> None:
+    def _failed(self) -> None:
+        """The rung did not suffice, or only with other bits."""
+        gauge, name = self._ladder.gauge, label(self._stage, self.rung)
+        self._news["failed"][name] = gauge.available(self._work.weights if self._work else 0)
+        self._swallowed = gauge.swallowed()
+        if self._swallowed and name not in self._known.failed:  # else a small card would cost a worker each job
+            self._context.worn = WORN
+
+    def _next(self, caught: Catch) -> None:
         """Memory ran out: note it, clean up, climb. Raises OutOfMemory."""
         gauge, failed = self._ladder.gauge, self.rung
-        self._news["failed"][label(self._stage, failed)] = gauge.available(self._work.weights if self._work else 0)
+        gauge.told += caught.counted
+        self._failed()
         clean_up(gauge.device)
         decoding = self._stage is Stage.DECODING
         self._counts[decoding] += 1
@@ -150,7 +163,7 @@ class Climb:
                 following = failed
         self._freed = True
         self._free_caches()
-        self._retries.append({"stage": self._stage.value, "rung": str(failed), "said": said})
+        self._retries.append({"stage": self._stage.value, "rung": str(failed), "said": caught.said})
         self._context.short_of_memory(self._stage.value, str(failed), str(following) if following else None)
         self._rung = following or failed
         self._tell()
@@ -170,7 +183,7 @@ class Climb:
     def _tell(self) -> None:
         memory = self._context.memory
         memory |= {"mode": self.rung.mode.value, "vae_tile": self.rung.vae_tile, "retries": self._retries}
-        memory["exact"] = memory.get("exact", True) and self.rung.exact
+        memory["exact"] = memory.get("exact", True) and self.rung.exact and not self._swallowed
         if self._key and any(self._news.values()):
             experience = learned(self._known, self._news)
             memory["seen"] = {"key": self._key, **experience.model_dump()}

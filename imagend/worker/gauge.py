@@ -28,6 +28,8 @@ class Gauge:
         if limit_gb is not None and self.device.type == "cuda" and limit_gb * GIB < self.total_bytes:
             torch.cuda.set_per_process_memory_fraction(limit_gb * GIB / self.total_bytes, self.device)
             self.total_bytes = int(limit_gb * GIB)
+        self.told = 0
+        """shortages that PyTorch's allocator told us of"""
         self._base = 0
 
     def available(self, held: int = 0) -> int:
@@ -54,6 +56,13 @@ class Gauge:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return held + max(0, _own("VmHWM") - self._base)
+
+    def swallowed(self) -> int:
+        """Shortages so far that a library kept to itself: where cuDNN finds no room to work in, PyTorch takes another
+        algorithm, with other bits, and stays with it as long as this process lives (ATen/native/cudnn/Conv_v8.cpp)."""
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.memory_stats(self.device).get("num_ooms", 0)) - self.told
 
 
 def host_room() -> int:

@@ -36,6 +36,7 @@ class Context:
         self.engine: dict[str, Any] = {}  # what decides the pixels
         self.loading: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
+        self.worn = ""  # why this process should paint no more
         self.interrupted = threading.Event()
         self._say, self._interval_s = say, interval_s
         self._said_at = 0.0
@@ -119,6 +120,7 @@ class Worker:
             engine=context.engine or None,
             loading=context.loading or None,
             memory=context.memory or None,
+            worn=context.worn,
             failure=failure,
         )
 

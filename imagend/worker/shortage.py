@@ -41,6 +41,8 @@ class Catch:
 
     said: str | None = None
     """what the error said, in one line; None if there was none"""
+    counted = False
+    """whether PyTorch's allocator counts it among its own (memory_stats: num_ooms)"""
 
     def __enter__(self) -> Catch:
         return self
@@ -48,6 +50,7 @@ class Catch:
     def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> bool:
         if not is_out_of_memory(error):
             return False
+        self.counted = isinstance(error, torch.OutOfMemoryError)
         self.said = " ".join(str(error).split())[:300] or type(error).__name__
         while error is not None:
             traceback.clear_frames(error.__traceback__)

@@ -53,6 +53,19 @@ def test_a_control_group_says_no_first(machine: Path, limit: str, available: int
     assert Gauge("cpu").available() == available << 30
 
 
+def test_of_a_gpu_s_shortages_those_that_nobody_told_of_were_swallowed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauge = Gauge("cpu")
+    assert gauge.swallowed() == 0
+    gauge.device = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})  # nothing has been allocated yet
+    assert gauge.swallowed() == 0
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": 3})
+    gauge.told = 2
+    assert gauge.swallowed() == 1
+
+
 def test_a_limit_on_the_address_space_says_no_first(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, 5 << 30)
     assert Gauge("cpu").available() == 1 << 30

@@ -111,6 +111,40 @@ def test_the_third_retry_stores_the_unet_in_fp8_and_the_manifest_says_so(
     assert (pixels(tmp_path) == plainly(plain)).all()
 
 
+def test_a_shortage_that_a_library_swallowed_is_told_and_the_next_worker_plans_for_it(
+    painter: Painter, ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As cuDNN does on a GPU where it finds no room to work in: the picture is painted, but not with the usual bits."""
+    told = ladder.gauge.told
+    with shortage(painter, "unet", lambda: False) as ran:
+        monkeypatch.setattr(ladder.gauge, "swallowed", lambda: int(bool(ran)))
+        tight = painter.run(tmp_path / "tight", **QUICK)
+    assert tight.outcome is Outcome.SUCCEEDED
+    assert (tight.memory["mode"], tight.memory["retries"], tight.memory["exact"]) == ("resident", [], False)
+    assert list(tight.memory["seen"]["failed"]) == ["resident/painting"]
+    assert "cuDNN" in tight.worn
+    monkeypatch.setattr(ladder.gauge, "swallowed", lambda: 1)
+    following = painter.run(tmp_path / "following", **QUICK)  # in the same process: it still paints with other bits
+    assert (following.memory["mode"], following.memory["exact"], following.worn) == ("model_offload", False, "")
+    monkeypatch.setattr(ladder.gauge, "swallowed", lambda: 0)
+    fresh = painter.run(tmp_path / "fresh", **QUICK)
+    assert (fresh.memory["mode"], fresh.memory["exact"], fresh.worn) == ("model_offload", True, "")
+    assert ladder.gauge.told == told
+
+
+def test_a_rung_that_is_known_to_be_tight_costs_no_other_worker(
+    painter: Painter, ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a card on which every rung is would get a new worker for each job."""
+    monkeypatch.setattr(ladder, "modes", (RESIDENT,))
+    counts = iter(range(1000))
+    monkeypatch.setattr(ladder.gauge, "swallowed", lambda: next(counts))
+    jobs = [painter.run(tmp_path / str(number), **QUICK | {"num_inference_steps": 1}) for number in range(6)]
+    assert all(job.outcome is Outcome.SUCCEEDED and not job.memory["exact"] for job in jobs)
+    assert jobs[0].worn
+    assert jobs[-1].worn == ""  # whole and both tiles are known by then
+
+
 def test_a_shortage_in_the_middle_of_a_job_keeps_what_is_painted(
     painter: Painter, ladder: Ladder, picture: Any, tmp_path: Path
 ) -> None:

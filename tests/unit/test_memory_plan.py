@@ -130,7 +130,7 @@ def test_a_failed_tile_leaves_the_smaller_one() -> None:
 
 def test_a_tile_does_not_matter_to_the_unet() -> None:
     assert label(Stage.PAINTING, Rung(Mode.FP8, 512)) == label(Stage.PAINTING, Rung(Mode.FP8)) == "fp8/painting"
-    assert label(Stage.DECODING, Rung(Mode.FP8, 512)) == "fp8/decoding/512"
+    assert label(Stage.DECODING, Rung(Mode.FP8, 512)) == "model_offload/decoding/512"
 
 
 def test_other_sizes_correct_the_formulas_within_bounds() -> None:
