@@ -25,6 +25,7 @@ from imagend.job import Artifact, Manifest, Ref
 
 MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
+DRAFTS = ".drafts"
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
 _TAIL_BYTES = 1 << 20
@@ -32,7 +33,7 @@ _TAIL_BYTES = 1 << 20
 
 class Outputs:
     def __init__(self, root: Path) -> None:
-        self.root, self._drafts = root, root / ".drafts"
+        self.root, self._drafts = root, root / DRAFTS
         self._groups: Mapping[str, str] = {}
         self._distrusted: set[Ref] = (
             set()

@@ -251,6 +251,7 @@ sys.exit(f"imports {heavy}" if heavy else 0)
     for command in (
         ["status"],
         ["check"],
+        ["doctor"],
         ["schema"],
         ["submit", "generate", "--prompt", "x"],
         ["init", "x"],
@@ -262,7 +263,7 @@ sys.exit(f"imports {heavy}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "serve", "submit", "watch", "replay", "cancel", "status", "check", "schema"]
+    "command", ["init", "serve", "submit", "watch", "replay", "cancel", "status", "check", "doctor", "schema"]
 )
 def test_help_teaches(tmp_path: Path, command: str) -> None:
     done = imagend(command, "--help", cwd=tmp_path)

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "what the daemon is doing",
     "models": "the models there are, and which cannot be used and why",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
+    "doctor": "all of check, and how the place fares: disks, stuck jobs, leftovers, GPUs, versions; each with a remedy",
     "schema": "print the JSON Schema of job files",
 }
 EPILOG = """\

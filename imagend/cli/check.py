@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import stat
 import time
@@ -13,12 +12,13 @@ from pathlib import Path
 
 from imagend import config as configuration
 from imagend.cli.check_inbox import inboxes, shelves
-from imagend.cli.finding import Finding
+from imagend.cli.finding import Finding, report
 from imagend.cli.init import login_name
 from imagend.cli.look import daemon_alive, read
 from imagend.config import Config
 from imagend.errors import BadConfig, BadKeys, JobFailed
 from imagend.models import Models
+from imagend.outputs import DRAFTS
 from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.spool import STATUS, State
 from imagend.survey import Survey
@@ -32,13 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    findings = list(examine(configuration.find(arguments.config)))
-    if arguments.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=1))
-    else:
-        for finding in findings:
-            print(f"{finding.level:8} {finding.what}" + (f"\n         mend: {finding.fix}" if finding.fix else ""))
-    return BadConfig.exit_status if any(finding.level == "error" for finding in findings) else 0
+    return report(list(examine(configuration.find(arguments.config))), arguments.json)
 
 
 def examine(path: Path) -> Iterator[Finding]:
@@ -77,7 +71,7 @@ def _folders(config: Config) -> Iterator[Finding]:
 
 def _devices(config: Config) -> Iterator[Finding]:
     """A rename is a step only within one file system."""
-    drafts = config.outputs / ".drafts"
+    drafts = config.outputs / DRAFTS
     groups = [
         [config.spool, *(config.spool / state for state in State), config.spool / "journal"],
         [config.outputs, drafts, *(path for path in _listing(config.outputs) if path != drafts)],
