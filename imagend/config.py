@@ -77,6 +77,8 @@ def _absolute(config: Config, base: Path) -> Config:
     folders = {key: base / getattr(config, key) for key in ("spool", "outputs", "models", "allowed_signers")}
     if config.extra_model_paths:
         folders["extra_model_paths"] = base / config.extra_model_paths
+    if config.metrics:
+        folders["metrics"] = base / config.metrics
     client = config.client.model_copy(update={"key": base / config.client.key})
     inboxes = tuple(base / inbox for inbox in config.inboxes)
     return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})

@@ -159,6 +159,11 @@ class Config(Frozen):
         5.0,
         description="status.json is rewritten at least this often; readers take us for dead after three times that.",
     )
+    metrics: Folder | None = Field(
+        None,
+        description="A file that is rewritten each heartbeat with numbers for Prometheus: a name ending in .prom in "
+        "the folder of node_exporter's textfile collector. null: none. A change needs a restart.",
+    )
     max_jobs_per_worker: int = Field(
         0, ge=0, description="A worker is replaced after so many jobs, against what libraries leak. 0: never."
     )
@@ -211,4 +216,14 @@ class Config(Frozen):
 
 
 # Keys that a running daemon cannot change: what it holds open, or where its workers stand.
-FIXED = ("name", "spool", "inboxes", "outputs", "models", "workers", "heartbeat_s", *WorkerSettings.model_fields)
+FIXED = (
+    "name",
+    "spool",
+    "inboxes",
+    "outputs",
+    "models",
+    "workers",
+    "heartbeat_s",
+    "metrics",
+    *WorkerSettings.model_fields,
+)

@@ -55,7 +55,7 @@ class Ending:
     def finish(self, ref: Ref, manifest: Manifest) -> None:
         """Tell the operator; the world is told, and the job's file put away, by tidy()."""
         self._untidied[ref] = manifest.outcome
-        self.health.totals[manifest.outcome] += 1
+        self.health.ended(manifest)
         code = manifest.error["code"] if manifest.error else None
         if manifest.error:
             self.health.failed(manifest.error["code"], f"outputs/{ref.client}/{ref.id}/manifest.json says why", ref.id)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,7 +19,11 @@ from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
-from imagend.spool import STALE_INTERVALS, STATUS
+from imagend.job import Manifest
+from imagend.spool import STALE_INTERVALS, STATUS, Spool
+
+if TYPE_CHECKING:
+    from imagend.daemon.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -43,11 +47,18 @@ class Health:
     reasons: dict[str, str] = field(default_factory=dict)  # what is wrong, by its part of the daemon
     totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
     last_error: dict[str, Any] | None = None
+    metrics: Metrics | None = None
     _written: float = 0.0
+    _measured: float = 0.0
 
     def failed(self, code: str, message: str, job: str | None = None) -> None:
         """Remember an error; its message holds the remedy, and nothing that a client wrote."""
         self.last_error = {"at": _now(), "code": code, "message": message, "job": job}
+
+    def ended(self, manifest: Manifest) -> None:
+        self.totals[manifest.outcome] += 1
+        if self.metrics:
+            self.metrics.ended(manifest)
 
     def trouble(self, part: str, why: str | None) -> None:
         """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""
@@ -59,7 +70,7 @@ class Health:
             log.error("degraded", part=part, why=why)
 
     def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot], librarian: Librarian) -> None:
-        """Troubles that come and go by themselves."""
+        """Troubles that come and go by themselves; and the metrics."""
         self.trouble("models", librarian.trouble(now))
         for door in doors:
             late = now - door.looked_at > DOOR_LIMIT_S
@@ -72,6 +83,7 @@ class Health:
                 f"worker {slot.name} died {slot.deaths} times in a row: see the log; it is started again with delays"
             )
             self.trouble(slot.name, dying if slot.deaths > 1 and not slot.ready else None)
+        self._measure(now)
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""
@@ -85,6 +97,26 @@ class Health:
     def due(self, now: float, changed: bool) -> bool:
         """Write at every change, but at most every MIN_INTERVAL_S, and at least every heartbeat."""
         return now - self._written >= (MIN_INTERVAL_S if changed else self.interval_s)
+
+    def count_in(
+        self, path: Path | None, spool: Spool, turn: Turn, slots: Iterable[Slot], doors: Iterable[Door]
+    ) -> None:
+        """Keep metrics in a file from now on, if there is a path."""
+        if path is not None:
+            from imagend.daemon.metrics import Metrics  # here: it brings a library of some MB
+
+            self.metrics = Metrics(path, spool, turn, slots, doors)
+
+    def _measure(self, now: float) -> None:
+        """Write the metrics, once a heartbeat."""
+        if self.metrics is None or now - self._measured < self.interval_s:
+            return
+        self._measured = now
+        try:
+            self.metrics.write(degraded=bool(self.reasons))
+            self.trouble("metrics", None)
+        except OSError as error:
+            self.trouble("metrics", f"{self.metrics.path} cannot be written: {error.strerror}")
 
     def write(self, now: float, state: str, slots: Iterable[Slot], turn: Turn, doors: Iterable[Door]) -> None:
         self._written = now

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,6 +93,8 @@ class Door:
         """how far the inbox's clock is ahead of ours; None: not known"""
         self.delay_s: float | None = None
         """the longest that one of the last 100 jobs had to wait here; None: not known"""
+        self.rejected: Counter[str] = Counter()
+        """how many files, by the reason's code"""
         self._delays: deque[float] = deque(maxlen=100)
         self._wall = wall or (lambda: datetime.now(UTC))
         self._inbox = Inbox(inbox)
@@ -274,6 +276,7 @@ class Door:
         note = {"error": reason.envelope(), "client": reason.client, "at": self._wall().isoformat()}
         try:
             self._inbox.reject(name, known, note)
+            self.rejected[reason.code] += 1
             self._held.release(name)
         except GONE:
             self._held.release(name)

@@ -38,7 +38,7 @@ from imagend.daemon.remembered import Remembered
 from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
 from imagend.daemon.turn import Turn
-from imagend.errors import JobFailed, NoSpace, Rejected
+from imagend.errors import JobFailed, Rejected
 from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure, Known, MemoryShort, Message, Progress, Ready, Run, Stop
 from imagend.outputs import Outputs
@@ -74,6 +74,7 @@ class Daemon:
         self.remembered = Remembered(config.spool)
         self.slots = {name: Slot(name, device) for name, device in executor.slots().items()}
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
+        self.health.count_in(config.metrics, spool, self.turn, self.slots.values(), doors)
         self.settings = Settings(config, reload, self.health)
         self.ending = Ending(spool, outputs, self.health, wall)
         self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
@@ -233,12 +234,7 @@ class Daemon:
                 slot.short_of_memory(message)
             case Ended() if slot.holds(message.job):
                 self.remembered.learn(message.memory)
-                running = slot.ended()
-                failure = message.failure
-                if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
-                    slot.retire(self.executor)
-                elif message.worn:
-                    slot.renew(self.executor, self.settings.config, self.clock(), message.worn)
+                running = slot.ended(message, self.executor, self.settings.config, self.clock())
                 self.aftermath.ended(running, message, self.settings.config.max_attempts)
             case late:
                 log.info("ignored a late word", worker=slot.name, word=late.type)

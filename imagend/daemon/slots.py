@@ -11,10 +11,10 @@ import structlog
 from imagend.config import Config
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
-from imagend.errors import ImagendError, TimeLimit, WorkerDied, WorkerSilent
+from imagend.errors import ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
 from imagend.job import Generate, Job, Ref
 from imagend.memory_plan import Stage
-from imagend.messages import Cancel, MemoryShort, Progress, Stop
+from imagend.messages import Cancel, Ended, MemoryShort, Progress, Stop
 
 log = structlog.get_logger()
 
@@ -45,6 +45,7 @@ class Slot:
     ready: bool = False
     running: Running | None = None
     painted: int = 0  # jobs since its worker was started
+    starts: int = 0
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
     killed: ImagendError | None = None  # why, if it was us
@@ -71,6 +72,7 @@ class Slot:
         """Start what is down and due, kill what is silent or late. Called at every look around."""
         if self.state == "down" and now >= self.deadline:
             self.up, self.deadline, self.painted = True, now + config.boot_limit_s, 0
+            self.starts += 1
             executor.start(self.name)
         elif self.state == "booting" and now > self.deadline:
             limit = "stop_grace_s" if self.leaving else "boot_limit_s"
@@ -91,9 +93,9 @@ class Slot:
             why = f"it holds {held:.0f} MB of memory (worker_memory_mb)"
         else:
             return
-        self.renew(executor, config, now, why)
+        self._renew(executor, config, now, why)
 
-    def renew(self, executor: Executor, config: Config, now: float, why: str) -> None:
+    def _renew(self, executor: Executor, config: Config, now: float, why: str) -> None:
         """Ask a worker between two jobs to make room for a new one."""
         log.info("a worker is replaced", worker=self.name, why=why)
         self.leaving, self.deadline = True, now + config.stop_grace_s
@@ -132,16 +134,20 @@ class Slot:
             self.running.cancelled, self.deadline = True, now + config.cancel_grace_s
             executor.send(self.name, Cancel(job=self.running.job.ref))
 
-    def ended(self) -> Running:
-        """Hand back the job that the worker says has ended."""
+    def ended(self, told: Ended, executor: Executor, config: Config, now: float) -> Running:
+        """Hand back the job that the worker says has ended.
+
+        A worker that met a bug or a fault of its device, or is worn, is replaced: its next job shall not meet that, too.
+        """
         running, self.running, self.deaths = self.running, None, 0
         self.painted += 1
         assert running is not None  # holds() said so
+        failure = told.failure
+        if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
+            self._kill(executor, WorkerDied(self.name, "replaced", 1))
+        elif told.worn:
+            self._renew(executor, config, now, told.worn)
         return running
-
-    def retire(self, executor: Executor) -> None:
-        """Replace a worker that met a bug or a fault of its device: its next job shall not meet it, too."""
-        self._kill(executor, WorkerDied(self.name, "replaced", 1))
 
     def died(self, now: float) -> Running | None:
         """Empty the slot and hand back the job it held, if any."""

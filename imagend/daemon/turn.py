@@ -121,6 +121,10 @@ class Turn:
         """The next `count` jobs in order."""
         return list(islice(self, count))
 
+    def firsts(self) -> list[Ref]:
+        """The first job of each line, each client's and priority's: among them is the oldest, or one that came back."""
+        return [next(iter(jobs)) for jobs in self._lines.values()]
+
     def per_client(self) -> dict[str, int]:
         return dict(sum(self._round.waiting.values(), Counter[str]()))
 
