@@ -137,7 +137,7 @@ class Slot:
     def ended(self, told: Ended, executor: Executor, config: Config, now: float) -> Running:
         """Hand back the job that the worker says has ended.
 
-        A worker that met a bug or a fault of its device, or is worn, is replaced: its next job shall not meet that, too.
+        A worker that met a bug or a fault of its device, or is worn, is replaced: its next job shall not meet it.
         """
         running, self.running, self.deaths = self.running, None, 0
         self.painted += 1
