@@ -11,8 +11,9 @@ from typing import Any
 from imagend import presets
 from imagend.architecture import ModelKind
 from imagend.errors import JobFailed, ModelArriving, UnknownModel
-from imagend.model_names import match, stem
+from imagend.model_names import match, stem, wanted
 from imagend.models import Model
+from imagend.record import Record
 
 SCHEMA = "imagend.catalog/v1"
 FILE = "catalog.json"
@@ -32,6 +33,7 @@ class Entry:
     sha256: str | None = None
     """None until it has been hashed; of a folder, imagend.models.digest()"""
     weights_sha256: str | None = None
+    record: Record | None = None
 
     def document(self) -> dict[str, Any]:
         """As it stands in catalog.json: no paths, which are the operator's."""
@@ -46,7 +48,7 @@ class Entry:
             "sha256": self.sha256,
             "autov2": self.sha256[:10] if self.sha256 else None,
             "autov3": self.weights_sha256[:12] if self.weights_sha256 else None,
-            "trigger_words": list(self.trigger_words),
+            "trigger_words": list(self.trigger_words or (self.record.trigger_words if self.record else ())),
             "trained_on": self.trained_on,
             "prediction_type": judged.prediction_type,
             "zero_snr": judged.zero_snr,
@@ -54,6 +56,7 @@ class Entry:
             "native_size": judged.native_size or None,
             "has_vae": judged.has_vae,
             "inpainting": judged.inpainting,
+            "record": self.record.public() if self.record else None,
         }
 
 
@@ -65,16 +68,22 @@ class Catalog:
     """what is still being copied"""
 
     def find(self, name: str, kind: ModelKind = ModelKind.BASE) -> Model:
-        """Raises UnknownModel, AmbiguousModel, ModelArriving, and what was found to be wrong with the model."""
+        """By its name; a pin in it is no matter here. Raises UnknownModel, AmbiguousModel, ModelArriving, and what was
+        found to be wrong with the model."""
+        return self.entry(name, kind).model
+
+    def entry(self, name: str, kind: ModelKind) -> Entry:
+        """Raises as find()."""
+        name = wanted(name).name
         if (kind, name) in self.entries:
-            return self.entries[kind, name].model
+            return self.entries[kind, name]
         keys = (*self.entries, *self.refused, *self.arriving)
         key = (kind, self._match(name, kind, {one for of, one in keys if of is kind}))
         if key in self.refused:
             raise self.refused[key].with_traceback(None)  # else it keeps the frames of every job that got it
         if key not in self.entries:
             raise ModelArriving(kind.noun, key[1])
-        return self.entries[key].model
+        return self.entries[key]
 
     def _match(self, name: str, kind: ModelKind, known: set[str]) -> str:
         """A refusal lists only what can be used."""

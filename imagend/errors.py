@@ -6,6 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
+│   ├── OtherWeights, ModelReplaced, RetiredModel
 │   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -139,6 +140,25 @@ class UnusableModel(JobFailed):
     """The {} {!r} cannot be used: it is {}. Name another one: imagend models lists them."""
 
     code, status = "MODEL_UNUSABLE", 500
+
+
+class OtherWeights(JobFailed):
+    """The {} {!r} is not the one that the job pins: its SHA-256 must begin with {}, and that of what lies there now is
+    {}. Pin what is there (@{}), name it without a pin, or have the operator install the other one again."""
+
+    code, status = "MODEL_REPLACED", 409
+
+
+class ModelReplaced(JobFailed):
+    """The {} {!r} was replaced while it was being read. Send the job again."""
+
+    code, status = "MODEL_REPLACED", 409
+
+
+class RetiredModel(JobFailed):
+    """The {} {!r} is retired: {}. Name another one: imagend models lists them."""
+
+    code, status = "MODEL_RETIRED", 410
 
 
 class BrokenModel(JobFailed):

@@ -135,7 +135,8 @@ class Generate(Frozen):
     model: ModelName | None = Field(
         None,
         description="A base model: a file under models/checkpoints/, without its extension, or a folder under "
-        "models/diffusers/, as `imagend models` lists them; default_model of config.yaml if left out.",
+        "models/diffusers/, as `imagend models` lists them, perhaps pinned: name@sha256; "
+        "default_model of config.yaml if left out.",
     )
     vae: ModelName | None = Field(
         None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from imagend.architecture import ModelKind
 from imagend.errors import AmbiguousModel, UnknownModel
@@ -11,8 +13,34 @@ from imagend.errors import AmbiguousModel, UnknownModel
 EXTENSIONS = (".safetensors", ".sft")
 MAX_NAME = 200
 MODEL_NAME = r"^[^/.][^/]*(/[^/.][^/]*)*$"  # folders and a file, none hidden; those that are listed are printable, too
+_PIN = re.compile(r"(?s:(.+))@([0-9A-Fa-f]{10,64})")
 _SHOWN = 20
 _COMPARED = 500  # names that are alike are looked for among so many: comparing takes 20 µs each
+
+
+class Wanted(NamedTuple):
+    """What a job's text asks for: a name, and a prefix of the model's SHA-256, or nothing where any will do."""
+
+    name: str
+    pin: str = ""
+
+    def of(self, name: str) -> str:
+        """The same pin, on the full name of what was found."""
+        return f"{name}@{self.pin}" if self.pin else name
+
+
+def wanted(text: str) -> Wanted:
+    """`pony@67ab2fd8ec`: the model pony, if its SHA-256 begins so. What looks like a pin is one, whatever files are
+    called; a file of such a name is named with its extension."""
+    found = _PIN.fullmatch(text)
+    return Wanted(found[1], found[2].lower()) if found else Wanted(text)
+
+
+def named(spec: Mapping[str, Any]) -> list[tuple[ModelKind, str]]:
+    """The models that the fields of a job name: base, VAE and LoRAs."""
+    texts = [(ModelKind.BASE, spec.get("model")), (ModelKind.VAE, spec.get("vae"))]
+    texts += [(ModelKind.LORA, one.get("name")) for one in spec.get("loras") or ()]
+    return [(kind, text) for kind, text in texts if isinstance(text, str)]
 
 
 def match(name: str, kind: ModelKind, known: Collection[str]) -> str:

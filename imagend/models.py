@@ -20,11 +20,11 @@ from typing import Any
 
 from imagend import files, weights
 from imagend.architecture import Architecture, ModelKind, family
-from imagend.errors import BrokenModel, JobFailed, UnusableModel
+from imagend.errors import BrokenModel, JobFailed, ModelReplaced, OtherWeights, UnusableModel
 from imagend.hashes import stamp
 from imagend.header import Header
 from imagend.model_folders import Found, ModelFolders
-from imagend.model_names import match
+from imagend.model_names import match, wanted
 from imagend.recognise import recognise
 from imagend.recognise_folder import recognise_folder
 
@@ -73,9 +73,32 @@ class Models:
         return sorted(self.folders.list(kind).found)
 
     def find(self, name: str, kind: ModelKind = ModelKind.BASE) -> Model:
-        """Raises UnknownModel, with the known ones, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights."""
+        """Of a pinned name, only what has that digest; hashed for it if need be. Raises UnknownModel, with the known
+        ones, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights, OtherWeights, ModelReplaced."""
+        name, pin = wanted(name)
         listing = self.folders.list(kind)
-        return self.judge(listing.found[match(name, kind, listing.found)], kind)
+        model = self.judge(listing.found[match(name, kind, listing.found)], kind)
+        if pin:
+            self._check_pin(model, pin)
+        return model
+
+    def _check_pin(self, model: Model, pin: str) -> None:
+        try:
+            now = digest(self.digests(model))
+        except OSError as error:
+            raise BrokenModel(model.name, error.strerror or "it cannot be read") from None
+        self.check_unchanged(model)  # else the digest may be of other files than those that were judged
+        if not now.startswith(pin):
+            raise OtherWeights(model.kind.noun, model.name, pin, now, now[:10], detail={"sha256": now, "pin": pin})
+
+    def check_unchanged(self, model: Model) -> None:
+        """That its weight files are still those that were judged: asked once they are read. Raises ModelReplaced."""
+        try:
+            version = tuple(stamp(path.stat()) for path in self.weight_files(model))
+        except OSError:
+            version = ()
+        if version != model.version:
+            raise ModelReplaced(model.kind.noun, model.name)
 
     def judge(self, found: Found, kind: ModelKind) -> Model:
         """What something that was listed is. Raises UnusableModel, BrokenModel, BrokenWeights."""

@@ -16,6 +16,7 @@ from imagend.catalog import Catalog, Entry, Key, told
 from imagend.errors import BrokenModel, JobFailed, UnusableModel
 from imagend.model_folders import Found
 from imagend.models import Models, check_whole
+from imagend.records import Records
 
 SETTLE_S = 3.0
 _Version = tuple[int, ...]
@@ -32,6 +33,7 @@ class Survey:
         self.models, self._settle_s, self._clock, self._wall = models, settle_s, clock, wall
         self._judged: dict[Key, tuple[_Version, Entry | JobFailed]] = {}
         self._seen: dict[Key, tuple[_Version, float]] = {}
+        self._records = Records()
         self.full: tuple[ModelKind, ...] = ()
 
     def look(self, each: Callable[[], None] = lambda: None) -> Iterator[Catalog]:
@@ -51,7 +53,10 @@ class Survey:
                 key = (kind, found.name)
                 match self._judge(key, found):
                     case Entry() as entry:
-                        entries[key] = entry
+                        try:
+                            entries[key] = replace(entry, record=self._records.of(found.path))
+                        except ValueError as wrong:
+                            refused[key] = UnusableModel(kind.noun, found.name, f"one whose record {wrong}")
                     case JobFailed() as error:
                         refused[key] = error
                     case _:

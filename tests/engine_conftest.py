@@ -18,6 +18,7 @@ from imagend.config import Config  # noqa: E402
 from imagend.daemon.recipe import complete  # noqa: E402
 from imagend.job import Generate, Ref  # noqa: E402
 from imagend.messages import Known, Message, Run  # noqa: E402
+from imagend.model_names import wanted  # noqa: E402
 from imagend.models import Models  # noqa: E402
 from imagend.worker.main import Worker  # noqa: E402
 from imagend.worker.pipelines import Pipelines, StableDiffusionXLPipeline  # noqa: E402
@@ -46,7 +47,7 @@ class Painter:
         """Paint a job into a folder; the worker's Ended."""
         self.said = []
         asked = Generate.model_validate_json(json.dumps(fields))
-        spec = complete(asked, REF, Config(), self.models.find(asked.model or "shapes-xl"))
+        spec = complete(asked, REF, Config(), self.models.find(wanted(asked.model or "shapes-xl").name))
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder), known=self.known)
         return self.worker.attempt(run, self.worker.expect(run))

@@ -56,8 +56,21 @@ WORDS = {
     "recognise_folder",
     "model_names",
     "rights",
+    "record",
 }
-SHELVES = {"files", "inbox", "spool", "outputs", "models", "model_folders", "weights", "hashes", "catalog", "survey"}
+SHELVES = {
+    "files",
+    "inbox",
+    "spool",
+    "outputs",
+    "models",
+    "model_folders",
+    "weights",
+    "hashes",
+    "catalog",
+    "survey",
+    "records",
+}
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
@@ -67,7 +80,7 @@ MAY_IMPORT = {
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
     "models": WORDS | {"files", "weights", "model_folders", "hashes"},
     "catalog": WORDS | {"models"},
-    "survey": WORDS | {"models", "catalog", "model_folders"},
+    "survey": WORDS | {"models", "catalog", "model_folders", "records"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
     "cli": WORDS | SHELVES | {"cli", "logs"},

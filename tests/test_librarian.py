@@ -89,6 +89,7 @@ def test_the_catalogue_says_what_a_model_is_and_has_its_hashes(place: Place) -> 
         "native_size": None,
         "has_vae": False,
         "inpainting": False,
+        "record": None,
     }
     assert str(place.models) not in (place.spool / "catalog.json").read_text()
 

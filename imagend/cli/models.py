@@ -1,4 +1,5 @@
-"""imagend models: the models there are, from spool/catalog.json, or by looking where no daemon runs."""
+"""imagend models: the models there are, from spool/catalog.json, or by looking where no daemon runs; what can be done
+with one of them is in model_actions.py."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from imagend import config as configuration
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE
+from imagend.cli import model_actions
 from imagend.cli.look import daemon_alive, read
 from imagend.config import Config
 from imagend.models import Models
@@ -21,10 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=[kind.value for kind in ModelKind], help="only models of this kind")
     parser.add_argument("--json", action="store_true", help="catalog.json itself")
     parser.epilog = "Where no daemon runs the folders are looked through at once; hashes are then left out."
+    model_actions.configure(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    catalog = _of_kind(catalogue(configuration.load(configuration.find(arguments.config))), arguments.kind)
+    config = configuration.load(configuration.find(arguments.config))
+    if arguments.action not in (None, "list"):
+        return model_actions.run(arguments, config)
+    catalog = _of_kind(catalogue(config), arguments.kind)
     print(json.dumps(catalog, indent=1) if arguments.json else "\n".join(_lines(catalog)))
     return 0
 
@@ -64,5 +70,6 @@ def _told(one: dict[str, Any]) -> str:
         f"trigger words: {', '.join(one['trigger_words'])}" if one["trigger_words"] else None,
         f"trained on {one['trained_on']}" if one["trained_on"] else None,
         "for inpainting" if one["inpainting"] else None,
+        f"retired: {record['retired']}" if (record := one.get("record")) and record["retired"] else None,
     ]
     return ", ".join(text for text in said if text)

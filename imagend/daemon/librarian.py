@@ -5,6 +5,7 @@ The loop reads only the snapshot that lies in memory: a models folder that hangs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -21,8 +22,9 @@ from imagend import files
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE, Catalog, Entry, Key
 from imagend.daemon.watch import watch
-from imagend.errors import JobFailed
+from imagend.errors import JobFailed, RetiredModel
 from imagend.hashes import Hashes, HashFile, hash_file, stamp
+from imagend.model_names import named
 from imagend.models import Model, digest
 from imagend.survey import Survey
 
@@ -68,15 +70,22 @@ class Librarian:
 
     def known(self, spec: Mapping[str, Any]) -> dict[str, str]:
         """SHA-256 by stamp of the files of the models that a spec names, as far as they are known."""
-        named = [(ModelKind.BASE, spec.get("model")), (ModelKind.VAE, spec.get("vae"))]
-        named += [(ModelKind.LORA, lora.get("name")) for lora in spec.get("loras") or ()]
         found: dict[str, str] = {}
-        for kind, name in named:
+        for kind, name in named(spec):
+            with contextlib.suppress(JobFailed):  # the worker will say so
+                found |= self._hashes.of(self.find(name, kind).version)
+        return found
+
+    def check_active(self, spec: Mapping[str, Any], accepted: datetime) -> None:
+        """That none of the models that a spec names was retired before its job was taken in. Raises RetiredModel."""
+        for kind, name in named(spec):
             try:
-                found |= self._hashes.of(self.find(name, kind).version) if isinstance(name, str) else {}
+                entry = self.catalog.entry(name, kind)
             except JobFailed:  # the worker will say so
                 continue
-        return found
+            retired = entry.record.retired if entry.record else None
+            if retired and retired.at <= accepted:
+                raise RetiredModel(kind.noun, entry.model.name, retired.reason)
 
     def trouble(self, now: float) -> str | None:
         """What the operator should know."""

@@ -13,6 +13,7 @@ from imagend.config import Config
 from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited
 from imagend.job import CancelRequest, Generate, Job
+from imagend.model_names import wanted
 from imagend.rights import Limits
 
 _NATIVE = 1024  # SDXL's own size: no model here is larger
@@ -26,7 +27,7 @@ def check(item: Job | CancelRequest, config: Config) -> None:
         if item.ref.client != item.signer and not rights.operator:
             raise _forbidden("client", item.ref.client, "is another client: you may cancel only your own jobs.")
         return
-    model = item.spec.model or config.default_model
+    model = wanted(item.spec.model or config.default_model).name
     if rights.kinds is not None and item.kind not in rights.kinds:
         raise _forbidden("kind", item.kind, f"is not allowed for {_whom(item)}; allowed: {_names(rights.kinds)}.")
     if rights.models is not None and model not in rights.models:

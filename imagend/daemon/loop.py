@@ -205,17 +205,17 @@ class Daemon:
             job = load(self.spool, ref)
             model = self.librarian.find(job.spec.model or self.settings.config.default_model)
             spec = complete(job.spec, ref, self.settings.config, model)
+            fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
+            self.librarian.check_active(fields, accepted)
         except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return
-        accepted = accepted_at(self.spool, ref)
         folder = str(self.outputs.draft(ref))
         attempt = self.spool.claim(ref)
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        fields = spec.model_dump(mode="json")
-        memory = self.remembered.of(str(spec.model), spec.width, spec.height)
+        memory = self.remembered.of(model.name, spec.width, spec.height)
         known = Known(digests=self.librarian.known(fields), memory=memory)
         run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, known=known)
         self.executor.send(slot.name, run)

@@ -11,6 +11,7 @@ from imagend.config import Config, ImageType, ModelSettings
 from imagend.errors import UnsupportedSetting
 from imagend.job import Generate, Ref
 from imagend.lora_field import with_tags
+from imagend.model_names import wanted
 from imagend.models import Model
 
 _NATIVE = 1024  # image types are written for SDXL's own size
@@ -33,7 +34,7 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     except ValueError as error:
         raise UnsupportedSetting(f"image_type: {spec.image_type!r} does not go with this job: {error}") from None
     filled = _sampling(spec, config.model_settings.get(model.name, ModelSettings()), model) | {
-        "model": model.name,
+        "model": wanted(spec.model or config.default_model).of(model.name),
         "loras": loras,
         "width": spec.width or width,
         "height": spec.height or height,

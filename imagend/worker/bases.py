@@ -52,7 +52,8 @@ class Loaded:
 
 
 def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
-    """Into main memory. Raises BrokenModel, UnusableModel, BrokenWeights; what memory and devices raise."""
+    """Into main memory. Raises BrokenModel, UnusableModel, BrokenWeights, ModelReplaced; what memory and devices
+    raise."""
     if model.architecture.inpainting:
         raise UnusableModel("model", model.name, "for inpainting: it only repaints pictures")
     models.check(model)
@@ -65,6 +66,7 @@ def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
         else:
             pipe = StableDiffusionXLPipeline.from_pretrained(model.path, use_safetensors=True, **options)
         parts = {name: _part(module) for name, module in pipe.components.items() if name in COMPONENTS and module}
+    models.check_unchanged(model)
     rest = {name: part for name, part in pipe.components.items() if name not in COMPONENTS}
     rest["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
     rest["scheduler"] = _scheduler(model, pipe.scheduler)
@@ -81,6 +83,7 @@ def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> 
         else:
             vae = AutoencoderKL.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=dtype)
         part = _part(vae)
+    models.check_unchanged(model)
     return Loaded(model, {"vae": part}, {}, model.path)
 
 

@@ -28,6 +28,7 @@ from imagend.memory_plan import (
     learned,
     plan,
 )
+from imagend.model_names import wanted
 from imagend.worker.ladder import Ladder
 from imagend.worker.memory import can_stream, tiled
 from imagend.worker.shortage import Catch, clean_up
@@ -54,7 +55,7 @@ class Climb:
         self._stage = Stage.LOADING
         self._key = ""
         self._factor = 1.0
-        self._known = Experience(model=str(spec.model))
+        self._known = Experience(model=wanted(str(spec.model)).name)
         self._news: dict[str, dict[str, int]] = {"peaks": {}, "estimates": {}, "failed": {}}
         self._retries: list[dict[str, Any]] = []
         self._counts: Counter[bool] = Counter()

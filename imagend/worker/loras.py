@@ -162,6 +162,7 @@ class Loras:
         context.progress(Stage.LOADING)
         start = time.perf_counter()
         weights = read(self._models, model, pipe)
+        self._models.check_unchanged(model)
         self._count += 1
         adapter = f"imagend{self._count:09d}"  # of one length: peft looks for names within names
         try:

@@ -373,3 +373,25 @@ def test_the_prompt_cache_knows_what_a_lora_changes(worker: Painter, tmp_path: P
         paint(worker, tmp_path / str(number), *wanted)
         sizes.append(cache.bytes)
     assert sizes[0] == sizes[1] < sizes[2] < sizes[3] == sizes[4]
+
+
+def test_a_pinned_lora_is_the_one_that_was_pinned_or_none(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    (root / "diffusers").mkdir(parents=True)
+    (root / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    (root / "loras").mkdir()
+    file, other = root / "loras" / "a.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(folder / "unet.safetensors", file)
+    shutil.copy(folder / "conv.safetensors", other)
+    worker = Painter(root)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    pinned = JOB | {"loras": [{"name": f"a@{sha256[:12]}"}]}
+    ended = worker.run(tmp_path / "one", **pinned)
+    assert ended.engine["loras"][0]["sha256"] == sha256
+    other.replace(file)
+    error = worker.run(tmp_path / "two", **pinned).failure.error
+    assert (error.code, "The LoRA 'a' is not the one" in error.message) == ("MODEL_REPLACED", True)
+    shutil.copy(folder / "unet.safetensors", other)
+    worker.hear = lambda message: other.replace(file) if message.type == "progress" and other.exists() else None
+    ended = worker.run(tmp_path / "three", **JOB | {"loras": [{"name": "a"}]})
+    assert ended.failure.error.code == "MODEL_REPLACED"

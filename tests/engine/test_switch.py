@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,39 @@ def test_a_base_is_switched_in_every_memory_mode(worker: Painter, root: Path, mo
     finally:
         placement.release()
     assert pipelines.switch.trouble() is None
+
+
+# Pins
+
+
+def test_a_pinned_base_paints_its_own_bits_or_none(worker: Painter, root: Path, tmp_path: Path) -> None:
+    sha256 = worker.run(tmp_path / "plain", **JOB | {"model": "pony"}).engine["model"]["sha256"]
+    ended = worker.run(tmp_path / "own", **JOB | {"model": f"pony@{sha256[:10]}"})
+    assert same(pixels(ended, tmp_path / "own"), plainly(root / "diffusers/pony"))
+    ended = worker.run(tmp_path / "other", **JOB | {"model": f"shapes-xl@{sha256[:10]}"})
+    assert ended.failure.error.code == "MODEL_REPLACED"
+    assert f"must begin with {sha256[:10]}" in ended.failure.error.message
+    assert ended.failure.error.detail["sha256"] != sha256
+    assert same(paint(worker, tmp_path / "after"), plainly(EMBEDDED))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_base_that_is_replaced_while_it_loads_is_not_taken_for_the_other(
+    root: Path, tmp_path: Path, pinned: bool
+) -> None:
+    """After its digest was known, before its bytes were read."""
+    models = tmp_path / "models"
+    (models / "diffusers").mkdir(parents=True)
+    (models / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    file, other = models / "checkpoints" / "a.safetensors", tmp_path / "other.safetensors"
+    siblings.checkpoint(root / "diffusers" / "pony", file)
+    siblings.checkpoint(EMBEDDED, other)
+    worker = Painter(models)
+    pin = f"@{hashlib.sha256(file.read_bytes()).hexdigest()[:10]}" if pinned else ""
+    worker.hear = lambda message: other.replace(file) if message.type == "progress" and other.exists() else None
+    ended = worker.run(tmp_path / "one", **JOB | {"model": f"a{pin}"})
+    assert (ended.failure.error.code, other.exists()) == ("MODEL_REPLACED", False)
+    if pinned:
+        ended = worker.run(tmp_path / "two", **JOB | {"model": f"a{pin}"})
+        assert ended.failure.error.code == "MODEL_REPLACED"
+    assert same(paint(worker, tmp_path / "three", model="a"), plainly(EMBEDDED))
