@@ -13,7 +13,8 @@ from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.daemon.intake import MAX_BATCH
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.loop import Daemon
-from imagend.job import Artifact, Outcome
+from imagend.job import Outcome
+from imagend.manifest import Artifact
 from imagend.messages import Ended, Message, Ready, Run, Stop
 from imagend.models import Models
 from imagend.outputs import Outputs
@@ -67,7 +68,9 @@ def opened(here: Place) -> Daemon:
     spool, outputs = Spool(here.config.spool), Outputs(here.config.outputs)
     spool.open()
     outputs.open()
-    librarian = Librarian(Survey(Models(here.config.models)), here.config.spool, lambda: None, time.monotonic)
+    librarian = Librarian(
+        Survey(Models(here.config.models)), here.config.reference, here.config.spool, lambda: None, time.monotonic
+    )
     librarian.look()
     daemon = Daemon(here.config, lambda: here.config, spool, outputs, librarian, NullPainter(mailbox), (), mailbox)
     daemon.recover()

@@ -74,7 +74,8 @@ def load(path: Path) -> Config:
 
 
 def _absolute(config: Config, base: Path) -> Config:
-    folders = {key: base / getattr(config, key) for key in ("spool", "outputs", "models", "allowed_signers")}
+    keys = ("spool", "outputs", "models", "reference", "allowed_signers")
+    folders = {key: base / getattr(config, key) for key in keys}
     if config.extra_model_paths:
         folders["extra_model_paths"] = base / config.extra_model_paths
     if config.metrics:
@@ -87,10 +88,10 @@ def _absolute(config: Config, base: Path) -> Config:
 def _misplaced(config: Config) -> str | None:
     """What is wrong with the inboxes' places: a door takes in, or rejects, whatever lies in its inbox."""
     for inbox in config.inboxes:
-        for ours in (config.spool, config.outputs, config.models):
+        for ours in (config.spool, config.outputs, config.models, config.reference):
             if ours.is_relative_to(inbox):
                 return f"{inbox} holds {ours}, whose files are no jobs: use a folder of its own, such as spool/inbox"
-        inside = [config.outputs, config.models, *(config.spool / name for name in _STATES)]
+        inside = [config.outputs, config.models, config.reference, *(config.spool / name for name in _STATES)]
         if any(inbox.is_relative_to(ours) for ours in inside):
             return f"{inbox} lies among imagend's own files: use a folder of its own, such as spool/inbox"
         if sum(inbox.parent == other.parent for other in config.inboxes) > 1:

@@ -94,6 +94,11 @@ class Config(Frozen):
         description="A ComfyUI extra_model_paths.yaml, whose folders are read beside `models`. null: none. A change "
         "needs a restart.",
     )
+    reference: Folder = Field(
+        Path("reference"),
+        description="Pictures that jobs may begin with, <entity>/<view>.png (or .jpg, .jpeg, .webp): a job names them "
+        "`<entity>/<view>`. What is put there is noticed. A change of the folder needs a restart.",
+    )
     allowed_signers: Folder = Field(
         Path("keys/allowed_signers"),
         description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
@@ -222,6 +227,7 @@ FIXED = (
     "inboxes",
     "outputs",
     "models",
+    "reference",
     "workers",
     "heartbeat_s",
     "metrics",

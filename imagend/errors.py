@@ -7,7 +7,7 @@ ImagendError
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── OtherWeights, ModelReplaced, RetiredModel
-│   ├── BadPicture, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
+│   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
@@ -177,6 +177,12 @@ class BadPicture(JobFailed):
     """The picture {} cannot be used: {}. {}."""
 
     code, status = "INVALID_PARAMETERS", 422
+
+
+class UnknownReference(JobFailed):
+    """No picture {!r} in reference/. {} Put it there or correct its name in the job."""
+
+    code, status = "PICTURE_NOT_FOUND", 404
 
 
 class PromptTooLong(JobFailed):

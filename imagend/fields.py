@@ -24,3 +24,7 @@ def printable(text: str) -> str:
 
 ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
 """As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
+
+PICTURE = r"^[^/.:][^/:]*/[^/.:][^/:]*$"
+PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterValidator(printable)]
+"""An input picture: ENTITY/VIEW, a key into the listing of reference/, never a path."""

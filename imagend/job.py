@@ -1,4 +1,4 @@
-"""What a job is: its file, its fields and their ranges, and the manifest it ends with. Pure data: no disk, no clock.
+"""What a job is: its file, its fields and their ranges. Pure data: no disk, no clock.
 
 A job file is one flat JSON object: the fields of `Header` and those of its kind's spec class side by side.
 """
@@ -9,14 +9,14 @@ import enum
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from imagend import lora, schedulers
 from imagend import prompt as prompts
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, printable
+from imagend.fields import ModelName, PictureName, printable
 from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
 
@@ -24,6 +24,7 @@ JOB_SCHEMA = "imagend.job/v1"
 MAX_JOB_BYTES = 64 * 1024
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
 MAX_PICTURES = 64
+STRENGTH = 0.3  # diffusers' default
 DEFAULT_LIFETIME = timedelta(hours=24)
 MAX_LIFETIME = timedelta(days=7)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -148,6 +149,17 @@ class Generate(Frozen):
         max_length=lora.MAX_LORAS,
         description="LoRAs, by name and weight (-2 to 2); `<lora:name:0.8>` in an a1111 prompt is joined with them.",
     )
+    image: PictureName | None = Field(
+        None,
+        description="A picture to begin with (img2img), by its name in reference/: ENTITY/VIEW. It is scaled to cover "
+        "width x height, and what is over is cut off around the middle.",
+    )
+    strength: float | None = Field(
+        None,
+        ge=0.01,
+        le=1.0,
+        description="How far to go from `image`: so much of the steps is done, as in diffusers; 0.3 if left out.",
+    )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     num_inference_steps: int | None = Field(
@@ -204,6 +216,10 @@ class Generate(Frozen):
             raise ValueError("seeds: replaces seed and count; give either seeds, or seed and count")
         if self.seed is not None and self.seed + (self.count or 1) - 1 > MAX_SEED:
             raise ValueError(f"seed: goes beyond the largest seed, {MAX_SEED}, within count; use a smaller one")
+        if self.strength is not None and self.image is None:
+            raise ValueError("strength: goes with image, the picture to begin with; name one, or leave strength out")
+        if self.image is not None and self.num_inference_steps is not None and self.denoising_steps < 1:
+            raise ValueError("strength: leaves less than one of num_inference_steps; raise one of the two")
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
@@ -216,6 +232,18 @@ class Generate(Frozen):
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
         return self
+
+    @property
+    def denoising_steps(self) -> int:
+        """How many of num_inference_steps are done, as diffusers counts."""
+        assert self.num_inference_steps is not None
+        part = (STRENGTH if self.strength is None else self.strength) if self.image is not None else 1.0
+        return min(int(self.num_inference_steps * part), self.num_inference_steps)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The input pictures that the job names."""
+        return (self.image,) if self.image is not None else ()
 
 
 class Cancel(Frozen):
@@ -252,49 +280,3 @@ class CancelRequest(Frozen):
     ref: Ref
     header: Header
     signer: str
-
-
-class Artifact(Frozen):
-    """One published file."""
-
-    index: int
-    file: str
-    media_type: str = "image/png"
-    width: int
-    height: int
-    size: int
-    """bytes"""
-    sha256: str
-    pixels_sha256: str
-    """SHA-256 of the 8-bit RGB samples, row by row: the picture without its metadata."""
-    seed: int
-    seconds: float
-
-
-class Manifest(Frozen):
-    """The one file that says how a job ended. Its presence is the commit point."""
-
-    schema_: Literal["imagend.manifest/v1"] = Field("imagend.manifest/v1", alias="schema")
-    id: str
-    client: str
-    kind: str
-    outcome: Outcome
-    label: str | None = None
-    issued_at: datetime
-    accepted_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime
-    attempts: int
-    spec: dict[str, Any]
-    artifacts: tuple[Artifact, ...] = ()
-    timings: dict[str, float] = Field(default_factory=dict)
-    """seconds per stage of the attempt that ended the job"""
-    engine: dict[str, Any] | None = None
-    """what painted: imagend and library versions, device, model files and their SHA-256, scheduler configuration"""
-    loading: dict[str, Any] | None = None
-    """what had to be loaded for this job, in seconds and bytes; decides no pixel"""
-    memory: dict[str, Any] | None = None
-    """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
-    error: dict[str, Any] | None = None
-
-    model_config = ConfigDict(serialize_by_alias=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from imagend.errors import Expired, InvalidJob, TooLarge
+from imagend.fields import PICTURE
 from imagend.job import (
     CLIENT_NAME,
     JOB_ID,
@@ -41,6 +42,7 @@ _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
     CLIENT_NAME: "must be a client's name as in allowed_signers, 1 to 64 letters, digits and any of . _ @ + -",
     MODEL_NAME: "must be a model's name as `imagend models` lists it, no path: without . or .. and no / at its ends",
+    PICTURE: "must be a picture in reference/, ENTITY/VIEW, as `imagend references` lists them",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields
@@ -54,6 +56,10 @@ _OTHERS_WORDS = {  # what other programs call our fields
     "batch_size": "count",
     "num_images_per_prompt": "count",
     "checkpoint": "model",
+    "init_image": "image",
+    "init_images": "image",
+    "denoising_strength": "strength",
+    "denoise": "strength",
     "id": "job",
 }
 _HEADER = tuple(field.alias or name for name, field in Header.model_fields.items())

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 # Parts of `engine`, likeliest cause first; what is not named here comes after them, in order.
-_ORDER = ("model", "vae", "loras", "embeddings", "scheduler", "dtype", "versions", "device_name", "device", "threads")
+_ORDER = (
+    *("model", "vae", "loras", "embeddings", "pictures", "scheduler"),
+    *("dtype", "versions", "device_name", "device", "threads"),
+)
 _MODES = ("mode", "vae_tile", "exact")
 
 

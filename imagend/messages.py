@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from imagend.errors import ImagendError, TryAgain
-from imagend.job import Artifact, Frozen, Outcome, Ref
+from imagend.job import Frozen, Outcome, Ref
+from imagend.manifest import Artifact
 
 MAX_LINE_BYTES = 1 << 20
 
@@ -44,6 +45,8 @@ class Run(Frozen):
     kind: str
     spec: dict[str, Any]
     folder: str
+    pictures: dict[str, str] = Field(default_factory=dict)
+    """where the input pictures are that the spec names; nothing about them is known but that they were there"""
     known: Known = Known()
 
 

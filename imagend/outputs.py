@@ -21,7 +21,8 @@ from typing import Any
 
 from imagend import files
 from imagend.errors import DiskLost, MissingOutput
-from imagend.job import Artifact, Manifest, Ref
+from imagend.job import Ref
+from imagend.manifest import Artifact, Manifest
 
 MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"

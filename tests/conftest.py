@@ -109,7 +109,7 @@ class Home:
         spool.open()
         outputs.open()
         survey = Survey(Models(config.models, config.extra_model_paths), settle_s=0.0)
-        librarian = Librarian(survey, config.spool, lambda: None, time.monotonic)
+        librarian = Librarian(survey, config.reference, config.spool, lambda: None, time.monotonic)
         *_, librarian.catalog = survey.look()  # without its thread, which would write to the spool beside the loop
         librarian.ready = True
         daemon = Daemon(

@@ -43,13 +43,20 @@ class Painter:
         if self.hear:
             self.hear(message)
 
-    def run(self, folder: Path, **fields: Any) -> Any:
-        """Paint a job into a folder; the worker's Ended."""
+    def run(self, folder: Path, pictures: dict[str, Path] | None = None, **fields: Any) -> Any:
+        """Paint a job into a folder; the worker's Ended. `pictures` are where the pictures are that it names."""
         self.said = []
         asked = Generate.model_validate_json(json.dumps(fields))
         spec = complete(asked, REF, Config(), self.models.find(wanted(asked.model or "shapes-xl").name))
         folder.mkdir(parents=True, exist_ok=True)
-        run = Run(job=REF, kind="generate", spec=spec.model_dump(mode="json"), folder=str(folder), known=self.known)
+        run = Run(
+            job=REF,
+            kind="generate",
+            spec=spec.model_dump(mode="json"),
+            folder=str(folder),
+            pictures={name: str(path) for name, path in (pictures or {}).items()},
+            known=self.known,
+        )
         return self.worker.attempt(run, self.worker.expect(run))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.errors import UnsupportedSetting
-from imagend.job import Artifact, Outcome
+from imagend.job import Outcome
+from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Failure, Message, Ready, Run, Stop
 
 

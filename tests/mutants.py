@@ -14,7 +14,8 @@ from scene import Painter
 from imagend import files
 from imagend.daemon.ending import Ending
 from imagend.daemon.intake import Arrival, Door
-from imagend.job import Manifest, Ref
+from imagend.job import Ref
+from imagend.manifest import Manifest
 from imagend.messages import Message
 from imagend.outputs import MANIFEST, Outputs
 from imagend.spool import Spool, State

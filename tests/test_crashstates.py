@@ -35,7 +35,8 @@ from scene import (
 from syncs import Step, SyncKiller, TracedScene, Tracer
 
 from imagend import config as configuration
-from imagend.job import Manifest, Ref
+from imagend.job import Ref
+from imagend.manifest import Manifest
 from imagend.outputs import Outputs
 from imagend.signers import NAMESPACE
 from imagend.signing import Key

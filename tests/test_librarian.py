@@ -34,13 +34,14 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.models, self.spool, self.now = root / "models", root / "spool", 1000.0
-        for folder in (self.models, self.spool):
+        self.reference = root / "reference"
+        for folder in (self.models, self.spool, self.reference):
             folder.mkdir()
         self.told = 0
 
     def librarian(self, settle_s: float = 0.0) -> Librarian:
         survey = Survey(Models(self.models), settle_s, lambda: self.now)
-        return Librarian(survey, self.spool, self._tell, lambda: self.now)
+        return Librarian(survey, self.reference, self.spool, self._tell, lambda: self.now)
 
     def _tell(self) -> None:
         self.told += 1
@@ -372,8 +373,20 @@ def test_a_new_file_shows_without_a_restart(place: Place, monkeypatch: pytest.Mo
         written.set()
 
     monkeypatch.setattr(module.files, "replace_hint", tell)
-    librarian = Librarian(Survey(Models(place.models), 0.0), place.spool, lambda: None, module.time.monotonic)
+    survey = Survey(Models(place.models), 0.0)
+    librarian = Librarian(survey, place.reference, place.spool, lambda: None, module.time.monotonic)
     threading.Thread(target=librarian.serve, daemon=True).start()
     wait_for(lambda: (place.spool / "catalog.json").exists(), written)
     put(place.models, "vae/late.safetensors", VAE)
     wait_for(lambda: bool(place.listed().get("late", {}).get("sha256")), written)
+
+
+def test_reference_pictures_stand_in_the_catalogue_and_new_ones_show(place: Place) -> None:
+    librarian = place.librarian()
+    librarian.look()
+    assert place.document()["references"] == []
+    (place.reference / "leona").mkdir()
+    (place.reference / "leona" / "front.png").touch()
+    librarian.look()
+    assert place.document()["references"] == [{"name": "leona", "views": ["front"]}]
+    assert librarian.pictures(("leona/front",)) == {"leona/front": str(place.reference / "leona" / "front.png")}

@@ -16,7 +16,8 @@ from conftest import REPOSITORY, Home, run_until, run_until_idle
 from prometheus_client.parser import text_string_to_metric_families
 
 from imagend.daemon.loop import Daemon
-from imagend.job import Manifest, Outcome
+from imagend.job import Outcome
+from imagend.manifest import Manifest
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool: apt-get install prometheus")

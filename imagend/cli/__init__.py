@@ -22,6 +22,7 @@ COMMANDS = {
     "cancel": "cancel a job of yours, queued or running",
     "status": "what the daemon is doing",
     "models": "the models there are, and which cannot be used and why",
+    "references": "the pictures in reference/ that jobs may begin with",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "doctor": "all of check, and how the place fares: disks, stuck jobs, leftovers, GPUs, versions; each with a remedy",
     "schema": "print the JSON Schema of job files",

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         *config.inboxes,
         config.outputs,
         *(config.models / name for kind in ModelKind for name in kind.folders),
-        path.parent / "reference",
+        config.reference,
     ):
         _say(not folder.is_dir(), folder)
         files.make_folder(folder)

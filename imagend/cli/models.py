@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from imagend import config as configuration
+from imagend import references
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE
 from imagend.cli import model_actions
@@ -40,7 +41,8 @@ def catalogue(config: Config) -> dict[str, Any]:
     if daemon_alive(read(config.spool / STATUS)) and (known := read(config.spool / FILE)):
         return known
     *_, catalog = Survey(Models(config.models, config.extra_model_paths), settle_s=0.0).look()
-    return catalog.document(datetime.now(UTC).isoformat(timespec="milliseconds"))
+    document = catalog.document(datetime.now(UTC).isoformat(timespec="milliseconds"))
+    return document | {"references": references.look(config.reference).document()}
 
 
 def _of_kind(catalog: dict[str, Any], kind: str | None) -> dict[str, Any]:

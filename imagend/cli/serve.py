@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         spool.open()
         outputs.open()
-        librarian = Librarian(survey, config.spool, lambda: mailbox.put(Surveyed()), time.monotonic)
+        librarian = Librarian(survey, config.reference, config.spool, lambda: mailbox.put(Surveyed()), time.monotonic)
         daemon = Daemon(
             config=config,
             reload=lambda: configuration.load(path),

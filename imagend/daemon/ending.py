@@ -12,7 +12,8 @@ from imagend import jobfile, signing
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
 from imagend.errors import Rejected
-from imagend.job import Job, Manifest, Outcome, Ref
+from imagend.job import Job, Outcome, Ref
+from imagend.manifest import Manifest
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool

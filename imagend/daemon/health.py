@@ -19,7 +19,7 @@ from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
-from imagend.job import Manifest
+from imagend.manifest import Manifest
 from imagend.spool import STALE_INTERVALS, STATUS, Spool
 
 if TYPE_CHECKING:

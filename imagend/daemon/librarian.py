@@ -1,4 +1,5 @@
-"""Knows the models: a thread beside the loop that looks through their folders, hashes files and keeps the catalogue.
+"""Knows models and reference pictures: a thread beside the loop that looks through their folders, hashes files of
+models and keeps the catalogue.
 
 The loop reads only the snapshot that lies in memory: a models folder that hangs (NFS) stops neither it nor painting.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from imagend import files
+from imagend import files, references
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE, Catalog, Entry, Key
 from imagend.daemon.watch import watch
@@ -26,6 +27,7 @@ from imagend.errors import JobFailed, RetiredModel
 from imagend.hashes import Hashes, HashFile, hash_file, stamp
 from imagend.model_names import named
 from imagend.models import Model, digest
+from imagend.references import Library
 from imagend.survey import Survey
 
 log = structlog.get_logger()
@@ -43,16 +45,19 @@ _NICE = 10
 
 
 class Librarian:
-    """`catalog` and `ready` may be read from any thread; the others are the librarian's own."""
+    """`catalog`, `library` and `ready` may be read from any thread; the others are the librarian's own."""
 
-    def __init__(self, survey: Survey, spool: Path, tell: Callable[[], None], clock: Callable[[], float]) -> None:
-        self.catalog = Catalog()
+    def __init__(
+        self, survey: Survey, reference: Path, spool: Path, tell: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
+        self.catalog, self.library = Catalog(), Library()
         self.ready = False
-        """whether the base models have been looked through since the start"""
+        """whether the reference pictures and the base models have been looked through since the start"""
         self.hint = threading.Event()
         self.yielding = False
         """set by the loop while a worker reads a model: hashing leaves the disk to it"""
-        self._survey, self._path, self._tell, self._clock = survey, spool / FILE, tell, clock
+        self._survey, self._reference = survey, reference
+        self._path, self._tell, self._clock = spool / FILE, tell, clock
         self._hashes = HashFile(spool)
         self._alive_at = self._looked_at = clock()
         self._saved_at = -SAVE_S
@@ -67,6 +72,10 @@ class Librarian:
     def find(self, name: str, kind: ModelKind = ModelKind.BASE) -> Model:
         """Raises JobFailed, as Catalog.find()."""
         return self.catalog.find(name, kind)
+
+    def pictures(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Where the reference pictures of these names are. Raises UnknownReference."""
+        return {name: str(self.library.find(name)) for name in names}
 
     def known(self, spec: Mapping[str, Any]) -> dict[str, str]:
         """SHA-256 by stamp of the files of the models that a spec names, as far as they are known."""
@@ -91,7 +100,9 @@ class Librarian:
         """What the operator should know."""
         folders = self._survey.models.folders
         if now - self._alive_at > LIMIT_S:
-            return f"{folders.root} or another models folder does not answer: is its file system there?"
+            return f"{folders.root}, {self._reference} or another models folder does not answer: is it mounted?"
+        if self.library.full:
+            return f"too many pictures under {self._reference}: some are not listed"
         if self._survey.full:
             return f"too many files for models of the kinds {', '.join(self._survey.full)}: some are not listed"
         return folders.trouble or self._refused
@@ -100,7 +111,7 @@ class Librarian:
 
     def serve(self) -> None:
         """Look, hash, wait, for ever."""
-        watch(dict.fromkeys(self._survey.models.folders.all(), self.hint), losses=True)
+        watch(dict.fromkeys((*self._survey.models.folders.all(), self._reference), self.hint), losses=True)
         self._try(self.look)  # at full speed: painting waits for it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of this thread alone, on Linux
         while True:
@@ -112,6 +123,7 @@ class Librarian:
         """Look through all folders, and write the catalogue if it has changed. Raises OSError."""
         self.hint.clear()
         self._live()
+        self.library = references.look(self._reference, self._live)
         for catalog in self._survey.look(self._live):
             if not self.ready:  # ModelKind.BASE comes first: painting need not wait for the others
                 self.catalog, self.ready = self._with_hashes(catalog), True
@@ -204,7 +216,7 @@ class Librarian:
 
     def _write(self) -> None:
         """catalog.json, if something has changed."""
-        document = self.catalog.document(updated="")
+        document = self.catalog.document(updated="") | {"references": self.library.document()}
         if document != self._written:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             files.replace_hint(self._path, json.dumps(document | {"updated": now}, indent=1).encode() + b"\n")

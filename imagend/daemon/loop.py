@@ -207,6 +207,7 @@ class Daemon:
             spec = complete(job.spec, ref, self.settings.config, model)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)
+            pictures = self.librarian.pictures(spec.pictures)
         except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return
@@ -217,7 +218,7 @@ class Daemon:
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
         memory = self.remembered.of(model.name, spec.width, spec.height)
         known = Known(digests=self.librarian.known(fields), memory=memory)
-        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, known=known)
+        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, pictures=pictures, known=known)
         self.executor.send(slot.name, run)
         log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 

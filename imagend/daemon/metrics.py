@@ -18,7 +18,7 @@ from imagend import __version__, files
 from imagend.daemon.intake import Door
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
-from imagend.job import Manifest
+from imagend.manifest import Manifest
 from imagend.spool import Spool
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody asks for

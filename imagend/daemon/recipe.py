@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from imagend import presets, schedulers
 from imagend.config import Config, ImageType, ModelSettings
 from imagend.errors import UnsupportedSetting
-from imagend.job import Generate, Ref
+from imagend.job import STRENGTH, Generate, Ref
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.models import Model
@@ -18,8 +18,8 @@ _NATIVE = 1024  # image types are written for SDXL's own size
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:
-    """`spec` with model, VAE, LoRAs, size, steps, scheduler's settings, seeds and the image type's affixes written out.
-    seed, count and image_type become None; what stays None is as the model's own files say.
+    """`spec` with model, VAE, LoRAs, strength, size, steps, scheduler's settings, seeds and the image type's affixes
+    written out. seed, count and image_type become None; what stays None is as the model's own files say.
 
     Raises UnsupportedSetting where the affixes break the prompt's syntax, or a setting does not go with the others.
     """
@@ -36,6 +36,7 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     filled = _sampling(spec, config.model_settings.get(model.name, ModelSettings()), model) | {
         "model": wanted(spec.model or config.default_model).of(model.name),
         "loras": loras,
+        "strength": STRENGTH if spec.strength is None and spec.image is not None else spec.strength,
         "width": spec.width or width,
         "height": spec.height or height,
         "prompt": prompt,

@@ -98,7 +98,10 @@ class Climb:
         self._tell()
 
     def decode(self, pipe: Any, decode: Callable[[], T]) -> T:
-        """Decode, each time one rung higher, until it succeeds. Raises OutOfMemory."""
+        """Use the VAE (to decode, or to encode, which takes less), each time one rung higher, until it succeeds.
+
+        Raises OutOfMemory.
+        """
         self._stage = Stage.DECODING
         while True:
             with Catch() as caught:

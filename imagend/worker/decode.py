@@ -41,16 +41,26 @@ class _Bounded(io.BytesIO):
 
 
 def open_picture(path: Path, name: str) -> Image.Image:
-    """The picture as RGB, or RGBA if it has transparency; `name` is what messages call it.
+    """read_picture() and decode()."""
+    return decode(read_picture(path, name), name)
 
-    At most 32 MiB and 4096x4096 pixels; PNG, JPEG or WEBP, of one frame. Raises BadPicture. No link is followed.
-    """
+
+def read_picture(path: Path, name: str) -> bytes:
+    """A picture's file, of at most 32 MiB. Raises BadPicture, in which it is called `name`. No link is followed."""
     try:
         raw, _ = files.read_untrusted(path, MAX_PICTURE_BYTES)
     except OSError as error:
         raise BadPicture(name, error.strerror, "Send an ordinary file that imagend may read") from None
     if len(raw) > MAX_PICTURE_BYTES:
         raise BadPicture(name, f"it has more than {MAX_PICTURE_BYTES} bytes", "Send a smaller one")
+    return raw
+
+
+def decode(raw: bytes, name: str) -> Image.Image:
+    """The picture as RGB, or RGBA if it has transparency: PNG, JPEG or WEBP of one frame, at most 4096x4096 pixels.
+
+    Raises BadPicture, in which it is called `name`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sloppy EXIF

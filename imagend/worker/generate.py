@@ -1,4 +1,4 @@
-"""Text to picture. One picture per pipeline call, each with a CPU generator of its own.
+"""Text, or text and a picture, to picture. One picture per pipeline call, each with a CPU generator of its own.
 
 So picture i does not depend on how many were asked for or how often the job was interrupted, and equals a plain
 diffusers call with the same arguments, bit for bit.
@@ -18,11 +18,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from imagend.errors import DeviceFailed, NoSpace
-from imagend.job import Artifact, Generate
+from imagend.job import Generate
+from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
-from imagend.worker import images
+from imagend.worker import images, img2img
 from imagend.worker.climb import Climb
 from imagend.worker.encode import encode
+from imagend.worker.pictures import Picture, describe, open_pictures
 from imagend.worker.vae import decode
 
 if TYPE_CHECKING:
@@ -32,26 +34,32 @@ if TYPE_CHECKING:
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, Interrupt."""
     spec = Generate.model_validate_json(json.dumps(spec_fields))
+    pictures = open_pictures(spec.pictures, context.pictures)
+    if pictures:
+        context.engine["pictures"] = describe(pictures)
     climb = Climb(spec, context, context.pipelines.free_caches)
     try:
-        return climb.over(lambda: _attempt(spec, context, climb))
+        return climb.over(lambda: _attempt(spec, pictures, context, climb))
     except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
         raise DeviceFailed(context.pipelines.device, str(error).splitlines()[0]) from None
 
 
-def _attempt(spec: Generate, context: Context, climb: Climb) -> tuple[Artifact, ...]:
+def _attempt(spec: Generate, pictures: dict[str, Picture], context: Context, climb: Climb) -> tuple[Artifact, ...]:
     context.pipelines.models.learn(context.known.digests)
     with context.timed("model_loading"):
         pipe = context.pipelines.prepare(spec, context)
         climb.place(pipe, context.pipelines.identity())
     context.engine.update(context.pipelines.describe())
-    return _paint(spec, pipe, context, climb)
+    return _paint(spec, pipe, pictures, context, climb)
 
 
-def _paint(spec: Generate, pipe: Any, context: Context, climb: Climb) -> tuple[Artifact, ...]:
+def _paint(
+    spec: Generate, pipe: Any, pictures: dict[str, Picture], context: Context, climb: Climb
+) -> tuple[Artifact, ...]:
     assert spec.seeds is not None
     drafts = Drafts(context.folder, _recipe(spec, context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
+    beginning: img2img.Beginning | None = None
     painted: list[Artifact | Future[Artifact]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
         for index, seed in enumerate(spec.seeds):
@@ -67,9 +75,11 @@ def _paint(spec: Generate, pipe: Any, context: Context, climb: Climb) -> tuple[A
                 context.progress("encoding", index, len(spec.seeds))
                 with context.timed("encoding"), climb.during(Stage.ENCODING):
                     embeddings = _encode(pipe, spec, context)
+                if spec.image is not None:
+                    beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
             start = time.perf_counter()
             with context.timed("painting"):
-                image = _call(pipe, spec, index, seed, embeddings, context, climb)
+                image = _call(pipe, spec, index, seed, embeddings, beginning, context, climb)
             seconds = round(time.perf_counter() - start, 6)
             exact = climb.rung.exact
             painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, exact))
@@ -91,18 +101,38 @@ def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tens
     )
 
 
+def _begin(
+    pipe: Any,
+    spec: Generate,
+    picture: Picture,
+    embeddings: dict[str, torch.Tensor],
+    context: Context,
+    climb: Climb,
+) -> img2img.Beginning:
+    assert spec.width is not None
+    assert spec.height is not None
+    image, dtype = picture.sized(spec.width, spec.height), embeddings["prompt_embeds"].dtype
+    with context.timed("encoding"):
+        beginning: img2img.Beginning = climb.decode(pipe, lambda: img2img.encode(pipe, image, dtype))
+    return beginning
+
+
 def _call(
     pipe: Any,
     spec: Generate,
     index: int,
     seed: int,
     embeddings: dict[str, torch.Tensor],
+    beginning: img2img.Beginning | None,
     context: Context,
     climb: Climb,
 ) -> Image.Image:
     assert spec.seeds is not None
-    assert spec.num_inference_steps is not None
-    pictures, steps = len(spec.seeds), spec.num_inference_steps
+    pictures, steps = len(spec.seeds), spec.denoising_steps
+    generator = torch.Generator("cpu").manual_seed(seed)
+    paint, start = pipe, dict[str, Any](width=spec.width, height=spec.height)
+    if beginning is not None:
+        paint, start = img2img.pipeline(pipe), {"image": beginning.latents(generator), "strength": spec.strength}
 
     def on_step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         context.progress("painting", index, pictures, step + 1, steps)
@@ -110,14 +140,13 @@ def _call(
 
     context.progress("painting", index, pictures, 0, steps)
     with climb.during(Stage.PAINTING):
-        latents = pipe(
+        latents = paint(
             **embeddings,
-            width=spec.width,
-            height=spec.height,
-            num_inference_steps=steps,
+            **start,
+            num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
             eta=spec.eta or 0.0,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=generator,
             callback_on_step_end=on_step_end,
             output_type="latent",
         ).images

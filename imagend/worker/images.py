@@ -63,6 +63,7 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Steps": spec.num_inference_steps,
         "Sampler": schedulers.sampler_name(scheduler["class"], scheduler["config"]),
         "Schedule type": schedulers.schedule_type_of(scheduler["config"]) or spec.schedule_type,
+        "Denoising strength": spec.strength,
         "CFG scale": f"{spec.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{spec.width}x{spec.height}",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from imagend import __version__, messages
 from imagend.errors import Bug, ImagendError, Interrupt
-from imagend.job import Artifact, Outcome, Ref
+from imagend.job import Outcome, Ref
+from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Failure, MemoryShort, Message, Progress, Ready, Run, Stop
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Context:
     """What a kind may use besides its spec. `progress` is heartbeat and cancel point in one."""
 
     def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None], interval_s: float) -> None:
-        self.job, self.folder, self.known, self.pipelines = run.job, Path(run.folder), run.known, pipelines
+        self.job, self.folder, self.pictures = run.job, Path(run.folder), run.pictures
+        self.known, self.pipelines = run.known, pipelines
         self.timings: dict[str, float] = {}
         self.engine: dict[str, Any] = {}  # what decides the pixels
         self.loading: dict[str, Any] = {}

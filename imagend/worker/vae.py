@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from imagend.errors import NotFinite
+
+T = TypeVar("T")
 
 
 def upcast(vae: Any) -> None:
@@ -27,20 +30,21 @@ def decode(pipe: Any, latents: torch.Tensor) -> Image.Image:
     if not samples.isfinite().all():
         if not latents.isfinite().all():
             raise NotFinite("denoising gave values that are no numbers", "Try another scheduler or guidance_scale")
-        samples = _in_float32(vae, latents)
+        samples = in_float32(vae, lambda: _samples(vae, latents))
         if not samples.isfinite().all():
             raise NotFinite("the VAE gave values that are no numbers", "Name another one in `vae`")
     image: Image.Image = pipe.image_processor.postprocess(samples, output_type="pil")[0]
     return image
 
 
-def _in_float32(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def in_float32(vae: Any, work: Callable[[], T]) -> T:
+    """Do what a VAE is to do with its weights widened."""
     before = vae.dtype
     if before is torch.float32:
-        return _samples(vae, latents)
+        return work()
     vae.to(torch.float32)
     try:
-        return _samples(vae, latents)
+        return work()
     finally:
         vae.to(before)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fakes import paint
 
 from imagend.errors import NoSpace, OutOfMemory, UnsupportedSetting
-from imagend.job import Artifact
+from imagend.manifest import Artifact
 from kinds import deaths, lies, words
 
 _leaked: list[bytes] = []

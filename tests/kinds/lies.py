@@ -10,7 +10,7 @@ from typing import Any
 
 from fakes import paint
 
-from imagend.job import Artifact
+from imagend.manifest import Artifact
 
 Shown = tuple[Artifact, ...]
 

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 from fakes import paint
 
 from imagend.errors import UnsupportedSetting
-from imagend.job import Artifact, Outcome, Ref
+from imagend.job import Outcome, Ref
+from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Failure, Message, Progress, Ready, Stop, encode
 
 _FAILED = Failure.of(UnsupportedSetting("not so"))

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from imagend.job import Artifact
+from imagend.manifest import Artifact
 
 SIZE = 1024
 SIDE = 8

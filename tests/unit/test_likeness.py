@@ -115,3 +115,12 @@ def test_what_an_older_version_did_not_record_is_no_difference() -> None:
     assert compare({**old, "engine": None}, MANIFEST).differences == ()
     assert compare(MANIFEST, old).differences == ()
     assert compare(MANIFEST, old).unrecorded == found.unrecorded
+
+
+def test_another_input_picture_is_told_by_its_name() -> None:
+    def of(sha256: str) -> dict[str, Any]:
+        picture = {"name": "leona/front", "sha256": sha256, "width": 8, "height": 8}
+        return {"artifacts": [], "spec": {"image": "leona/front"}, "engine": {"pictures": [picture]}}
+
+    (found,) = compare(of("00"), of("ff")).differences
+    assert (found.component, found.was, found.is_) == ("pictures.leona/front.sha256", "00", "ff")

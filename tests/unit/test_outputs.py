@@ -18,7 +18,8 @@ import pytest
 
 from imagend import files
 from imagend.errors import DiskLost, MissingOutput
-from imagend.job import Artifact, Manifest, Outcome, Ref
+from imagend.job import Outcome, Ref
+from imagend.manifest import Artifact, Manifest
 from imagend.outputs import RESULTS, Outputs
 
 REF = Ref("alice", "a" * 20)

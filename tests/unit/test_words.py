@@ -31,7 +31,8 @@ from imagend.errors import (
     WorkerDied,
     WorkerSilent,
 )
-from imagend.job import MAX_PICTURES, MAX_SEED, Artifact, Generate, Outcome, Ref
+from imagend.job import MAX_PICTURES, MAX_SEED, Generate, Outcome, Ref
+from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Failure, Progress, Ready, Run, Stop, decode, encode
 from imagend.models import Model
 from imagend.signing import Key

@@ -1,0 +1,57 @@
+"""What a job ends with: its manifest, and the files that are published with it. Pure data."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from imagend.fields import Frozen
+from imagend.job import Outcome
+
+
+class Artifact(Frozen):
+    """One published file."""
+
+    index: int
+    file: str
+    media_type: str = "image/png"
+    width: int
+    height: int
+    size: int
+    """bytes"""
+    sha256: str
+    pixels_sha256: str
+    """SHA-256 of the 8-bit RGB samples, row by row: the picture without its metadata."""
+    seed: int
+    seconds: float
+
+
+class Manifest(Frozen):
+    """The one file that says how a job ended. Its presence is the commit point."""
+
+    schema_: Literal["imagend.manifest/v1"] = Field("imagend.manifest/v1", alias="schema")
+    id: str
+    client: str
+    kind: str
+    outcome: Outcome
+    label: str | None = None
+    issued_at: datetime
+    accepted_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime
+    attempts: int
+    spec: dict[str, Any]
+    artifacts: tuple[Artifact, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    """seconds per stage of the attempt that ended the job"""
+    engine: dict[str, Any] | None = None
+    """what painted: imagend and library versions, device, model files and their SHA-256, scheduler configuration"""
+    loading: dict[str, Any] | None = None
+    """what had to be loaded for this job, in seconds and bytes; decides no pixel"""
+    memory: dict[str, Any] | None = None
+    """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
+    error: dict[str, Any] | None = None
+
+    model_config = ConfigDict(serialize_by_alias=True)

@@ -1,0 +1,50 @@
+"""The input pictures of a job: opened, checked, and brought to the size that is painted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from imagend.worker.decode import decode, read_picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture without transparency: what shines through is white, as in most programs."""
+
+    image: Image.Image
+    sha256: str
+    """of its file"""
+
+    def sized(self, width: int, height: int) -> Image.Image:
+        """Scaled (Lanczos) to cover width x height, what is over cut off around the middle; if it is so, untouched."""
+        if self.image.size == (width, height):
+            return self.image
+        return ImageOps.fit(self.image, (width, height), Image.Resampling.LANCZOS)
+
+
+def open_pictures(names: tuple[str, ...], places: Mapping[str, str]) -> dict[str, Picture]:
+    """By name; `places` says where they are. Raises BadPicture."""
+    return {name: _open(name, Path(places[name])) for name in names}
+
+
+def describe(pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
+    """For the manifest."""
+    return [
+        {"name": name, "sha256": one.sha256, "width": one.image.width, "height": one.image.height}
+        for name, one in pictures.items()
+    ]
+
+
+def _open(name: str, path: Path) -> Picture:
+    raw = read_picture(path, name)
+    image = decode(raw, name)
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return Picture(image, hashlib.sha256(raw).hexdigest())

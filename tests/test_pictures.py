@@ -1,0 +1,76 @@
+"""Input pictures from the inbox to the worker: what a job names is found, told to the worker, and never read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Home, run_until_idle
+from fakes import FakeExecutor
+
+from imagend import references
+from imagend.config import ModelSettings
+from imagend.daemon.loop import Daemon
+
+
+def runs(daemon: Daemon) -> list[dict[str, str]]:
+    executor = daemon.executor
+    assert isinstance(executor, FakeExecutor)
+    return [run.pictures for run in executor.runs]
+
+
+@pytest.fixture
+def front(home: Home) -> Path:
+    path = home.config.reference / "leona" / "front.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no picture at all: the daemon does not look")
+    return path
+
+
+def put_on_shelf(daemon: Daemon, home: Home) -> None:
+    """What the librarian's thread would have seen."""
+    daemon.librarian.library = references.look(home.config.reference)
+
+
+def test_the_worker_is_told_where_a_reference_picture_is(home: Home, front: Path) -> None:
+    daemon = home.daemon()
+    put_on_shelf(daemon, home)
+    ref, other = home.drop(image="leona/front"), home.drop()
+    run_until_idle(daemon)
+    assert sorted(runs(daemon), key=len) == [{}, {"leona/front": str(front)}]
+    assert home.outcome(ref) == home.outcome(other) == "succeeded"
+    assert home.manifest(ref)["spec"]["strength"] == 0.3
+    assert home.manifest(other)["spec"]["strength"] is None
+
+
+def test_a_missing_view_fails_the_job_and_the_message_lists_those_there_are(home: Home, front: Path) -> None:
+    daemon = home.daemon()
+    put_on_shelf(daemon, home)
+    ref = home.drop(image="leona/back")
+    run_until_idle(daemon)
+    assert home.manifest(ref)["error"]["code"] == "PICTURE_NOT_FOUND"
+    assert "Of leona there are: front." in home.manifest(ref)["error"]["message"]
+    assert runs(daemon) == []
+
+
+def test_steps_of_a_preset_and_strength_must_leave_a_step(home: Home, front: Path) -> None:
+    daemon = home.daemon(model_settings={"shapes-xl": ModelSettings(preset="lightning")})
+    put_on_shelf(daemon, home)
+    ref = home.drop(image="leona/front", strength=0.1)
+    run_until_idle(daemon)
+    assert "strength" in home.manifest(ref)["error"]["message"]
+    assert home.manifest(ref)["error"]["code"] == "INVALID_PARAMETERS"
+
+
+def test_imagend_references_lists_them(home: Home, front: Path) -> None:
+    def command(*arguments: str) -> str:
+        line = [sys.executable, "-m", "imagend", "references", *arguments]
+        return subprocess.run(line, cwd=home.root, capture_output=True, text=True, check=True).stdout
+
+    assert command() == "leona: front\n"
+    assert json.loads(command("--json")) == [{"name": "leona", "views": ["front"]}]
+    front.unlink()
+    assert "put some under" in command()
