@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from imagend.config_keys import FIXED, Client, Config, ImageType, ModelSettings
 from imagend.errors import BadConfig
+from imagend.fetch_settings import Fetch
 from imagend.rights import Limits, Rights
 
 __all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "ModelSettings", "find", "load", "template"]
@@ -42,6 +43,12 @@ def find(explicit: Path | None) -> Path:
         return Path(named)
     here = Path("config.yaml")
     return here if here.exists() or not SYSTEM_CONFIG.exists() else SYSTEM_CONFIG
+
+
+def credentials() -> Path | None:
+    """Where systemd keeps the credentials of the unit that we are (LoadCredential=)."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
 
 
 def expand(path: str) -> Path:
@@ -81,8 +88,9 @@ def _absolute(config: Config, base: Path) -> Config:
     if config.metrics:
         folders["metrics"] = base / config.metrics
     client = config.client.model_copy(update={"key": base / config.client.key})
+    fetch = config.fetch.model_copy(update={"tokens": base / config.fetch.tokens})
     inboxes = tuple(base / inbox for inbox in config.inboxes)
-    return config.model_copy(update={**folders, "inboxes": inboxes, "client": client})
+    return config.model_copy(update={**folders, "inboxes": inboxes, "client": client, "fetch": fetch})
 
 
 def _misplaced(config: Config) -> str | None:
@@ -128,6 +136,7 @@ def _known(at: tuple[int | str, ...]) -> Iterable[str]:
         "model_settings": ModelSettings,
         "client": Client,
         "limits": Limits,
+        "fetch": Fetch,
         "clients": Rights,
     }
     return models.get(at[0], Config).model_fields if at else Config.model_fields
@@ -143,13 +152,13 @@ def template(config: Config | None = None) -> str:
 
 
 def _entry(model: BaseModel, key: str) -> str:
-    """One key as YAML, its description above it; the keys of `limits` have their own."""
+    """One key as YAML, its description above it; the keys of `limits` and `fetch` have their own."""
     comment = textwrap.fill(
         type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
     )
     value = getattr(model, key)
-    if type(value) is Limits:
-        inner = "\n".join(_entry(value, name) for name in Limits.model_fields)
+    if isinstance(value, Fetch) or type(value) is Limits:
+        inner = "\n".join(_entry(value, name) for name in type(value).model_fields)
         return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
     return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"
 

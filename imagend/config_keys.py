@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from imagend import presets
+from imagend.fetch_settings import Fetch
 from imagend.fields import ModelName
 from imagend.job import CLIENT_NAME, NAME, Frozen, Side
 from imagend.messages import WorkerSettings
@@ -193,6 +194,7 @@ class Config(Frozen):
         "cancel everybody's jobs), and `group`, the Unix group that may read this client's results (without one, only "
         "imagend's own user and group). As in `ops: {operator: true, max_queued: 50}`.",
     )
+    fetch: Fetch = Field(Fetch(), description="What `imagend fetch` may do. It runs beside the daemon.")
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
 
     @field_validator("inboxes", mode="before")

@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── OtherWeights, ModelReplaced, RetiredModel
+│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -159,6 +159,12 @@ class RetiredModel(JobFailed):
     """The {} {!r} is retired: {}. Name another one: imagend models lists them."""
 
     code, status = "MODEL_RETIRED", 410
+
+
+class DownloadFailed(JobFailed):
+    """Nothing was fetched from {}: {}."""
+
+    code, status = "DOWNLOAD_FAILED", 502
 
 
 class BrokenModel(JobFailed):

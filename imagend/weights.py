@@ -22,6 +22,7 @@ from imagend.header import Header, Tensor
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 20_000
+START_BYTES = 9
 MAX_METADATA_BYTES = 2**20  # of one value: kohya's ss_tag_frequency has 0.1 to 1 MB for some 10,000 pictures
 _MAX_VALUES = 16 * MAX_TENSORS
 _MAX_QUOTES = 2**20
@@ -66,12 +67,9 @@ def _header(file: BinaryIO) -> Header:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
-    start = file.read(9)
+    start = file.read(START_BYTES)
+    check_start(start)
     length, rest = int.from_bytes(start[:8], "little"), status.st_size - 8
-    if start[8:] != b"{" or length > MAX_HEADER_BYTES:
-        raise ValueError(
-            next((what for magic, what in _DISGUISES.items() if start.startswith(magic)), _not_ours(start))
-        )
     if length > rest:
         raise ValueError(f"it is cut off: its header should have {length} bytes, but only {rest} follow")
     text = b"{" + file.read(length - 1)
@@ -84,6 +82,14 @@ def _header(file: BinaryIO) -> Header:
         raise ValueError(f"its header is not JSON in UTF-8 ({error})") from None
     metadata = _metadata(fields.pop("__metadata__", {}))
     return Header(MappingProxyType(_tensors(fields, rest - length)), MappingProxyType(metadata))
+
+
+def check_start(start: bytes) -> None:
+    """Whether a file that begins with these START_BYTES may be one at all. Raises ValueError."""
+    if start[8:] != b"{" or int.from_bytes(start[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError(
+            next((what for magic, what in _DISGUISES.items() if start.startswith(magic)), _not_ours(start))
+        )
 
 
 def _not_ours(start: bytes) -> str:

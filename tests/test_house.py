@@ -58,6 +58,7 @@ WORDS = {
     "model_names",
     "rights",
     "record",
+    "fetch_settings",
 }
 SHELVES = {
     "files",
@@ -74,7 +75,7 @@ SHELVES = {
     "records",
 }
 ENTRANCES = {"__main__", "cli", "logs"}
-PROCESSES = {"daemon", "worker"}
+PROCESSES = {"daemon", "worker", "fetch"}
 HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
 
 MAY_IMPORT = {
@@ -85,6 +86,7 @@ MAY_IMPORT = {
     "survey": WORDS | {"models", "catalog", "model_folders", "records"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
+    "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "fetch"},
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
     "logs": set[str](),
@@ -125,12 +127,20 @@ def test_a_module_imports_only_what_its_place_allows(module: str) -> None:
     allowed = MAY_IMPORT.get(part(module), set()) | {""}  # "": imagend itself, for its __version__
     if module == "imagend.cli.serve":
         allowed = allowed | {"daemon"}
+    if module == "imagend.cli.fetch":
+        allowed = allowed | {"fetch"}
     assert ours <= allowed
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if part(module) != "worker"])
 def test_only_the_worker_knows_the_engine(module: str) -> None:
     assert HEAVY.isdisjoint(name.split(".")[0] for name in imports(module))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module) != "fetch"])
+def test_only_fetch_knows_the_network(module: str) -> None:
+    """No other process of ours opens a connection: the painter is told where its files are."""
+    assert {"urllib3", "requests", "httpx2", "ssl", "http"}.isdisjoint(name.split(".")[0] for name in imports(module))
 
 
 def test_nothing_imports_in_a_circle() -> None:

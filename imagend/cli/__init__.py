@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "what the daemon is doing",
     "models": "the models there are, and which cannot be used and why",
     "references": "the pictures in reference/ that jobs may begin with",
+    "fetch": "get a model from Civitai, Hugging Face or another allowed host, checked before it is installed",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "doctor": "all of check, and how the place fares: disks, stuck jobs, leftovers, GPUs, versions; each with a remedy",
     "schema": "print the JSON Schema of job files",
