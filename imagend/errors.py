@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
+│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed, NoControlNet
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -120,6 +120,13 @@ class JobFailed(ImagendError):
 
 class UnknownModel(JobFailed):
     """No {} named {!r} under models/. Known are: {}. Put it there or correct its name in the job."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoControlNet(JobFailed):
+    """There is no ControlNet for {} under models/controlnet/. Get one for SDXL, such as by
+    `imagend fetch https://huggingface.co/{}`, or name another one in `model`."""
 
     code, status = "MODEL_NOT_FOUND", 404
 

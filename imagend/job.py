@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from imagend import lora, schedulers
 from imagend import prompt as prompts
+from imagend.control import MAX_CONTROLS, Control
 from imagend.fields import Frozen as Frozen
 from imagend.fields import ModelName, PictureName, printable
 from imagend.lora_field import Lora, with_tags
@@ -160,6 +161,9 @@ class Generate(Frozen):
         le=1.0,
         description="How far to go from `image`: so much of the steps is done, as in diffusers; 0.3 if left out.",
     )
+    control: tuple[Control, ...] = Field(
+        (), max_length=MAX_CONTROLS, description="ControlNets, each with the picture that guides it."
+    )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     num_inference_steps: int | None = Field(
@@ -242,8 +246,9 @@ class Generate(Frozen):
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """The input pictures that the job names."""
-        return (self.image,) if self.image is not None else ()
+        """The input pictures that the job names, each once."""
+        named = (self.image, *(control.image for control in self.control))
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 class Cancel(Frozen):

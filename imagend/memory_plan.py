@@ -28,6 +28,7 @@ SMALLEST_TILE = 32
 FACTOR = 8
 """Pixels to a latent pixel, in width and in height."""
 _VALUES_PER_LATENT_PIXEL = 16  # times the UNet's first channels
+_VALUES_OF_CONTROL = 6  # the same, of what a ControlNet hands to the UNet; of several, the sum and the last one's
 _VALUES_PER_PIXEL = 3  # times the VAE's second channels
 _MARGIN = 1.25
 _WORKSPACE = 64 << 20
@@ -86,6 +87,9 @@ class Work(Frozen):
     """pictures that the UNet sees at once: 2 with guidance, 1 without"""
     text_encoder_bytes: tuple[int, ...]
     unet_bytes: int
+    controlnet_bytes: int = 0
+    """of all of them"""
+    controlnets: int = 0
     vae_bytes: int
     layer_bytes: int
     """of the largest single layer"""
@@ -98,7 +102,7 @@ class Work(Frozen):
 
     @property
     def weights(self) -> int:
-        return sum(self.text_encoder_bytes) + self.unet_bytes + self.vae_bytes
+        return sum(self.text_encoder_bytes) + self.unet_bytes + self.controlnet_bytes + self.vae_bytes
 
 
 Label = Annotated[str, Field(max_length=64)]
@@ -140,7 +144,8 @@ def _activations(stage: Stage, rung: Rung, work: Work) -> int:
     match stage:
         case Stage.PAINTING:
             latent_pixels = pixels // FACTOR**2
-            return _VALUES_PER_LATENT_PIXEL * work.unet_channels * work.batch * latent_pixels * work.unet_itemsize
+            values = _VALUES_PER_LATENT_PIXEL + _VALUES_OF_CONTROL * min(2, work.controlnets)
+            return values * work.unet_channels * work.batch * latent_pixels * work.unet_itemsize
         case Stage.DECODING:
             tile = min(pixels, rung.vae_tile**2) if rung.vae_tile else pixels
             whole = 2 * 3 * pixels if rung.vae_tile else 0  # the tiles as decoded, and put together
@@ -161,7 +166,7 @@ def _held(stage: Stage, mode: Mode, work: Work) -> int:
         case Stage.PAINTING if mode is Mode.FP8:  # two in 8 bits, and the one that runs
             return 2 * work.layer_bytes // work.unet_itemsize + work.layer_bytes
         case Stage.PAINTING:
-            return work.unet_bytes
+            return work.unet_bytes + work.controlnet_bytes
         case Stage.DECODING:
             return work.vae_bytes
         case _:

@@ -37,9 +37,10 @@ def wanted(text: str) -> Wanted:
 
 
 def named(spec: Mapping[str, Any]) -> list[tuple[ModelKind, str]]:
-    """The models that the fields of a job name: base, VAE and LoRAs."""
+    """The models that the fields of a job name: base, VAE, LoRAs and ControlNets."""
     texts = [(ModelKind.BASE, spec.get("model")), (ModelKind.VAE, spec.get("vae"))]
     texts += [(ModelKind.LORA, one.get("name")) for one in spec.get("loras") or ()]
+    texts += [(ModelKind.CONTROLNET, one.get("model")) for one in spec.get("control") or ()]
     return [(kind, text) for kind, text in texts if isinstance(text, str)]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from imagend.architecture import Architecture, ModelKind
 from imagend.header import Header, Tensor
 from imagend.recognise_lora import LORA, recognise_lora
-from imagend.widths import TURN_DOWN, cross_attention, width_of
+from imagend.widths import TURN_DOWN, UNION, cross_attention, width_of
 
 SDXL_SIZE = 1024
 _UNET = "model.diffusion_model."
@@ -117,6 +117,8 @@ def _controlnet(header: Header) -> Architecture:
     tensors = header.tensors
     if "lora_controlnet" in tensors:
         raise ValueError("a Control-LoRA, which only ComfyUI has: get the whole ControlNet")
+    if _any(tensors, "control_add_embedding.", "task_embedding"):
+        raise ValueError(UNION)
     form = "single_file" if _any(tensors, "control_model.") else "diffusers"
     return Architecture(
         ModelKind.CONTROLNET, form, base="sdxl", cross_attention_dim=_width(tensors, ModelKind.CONTROLNET)

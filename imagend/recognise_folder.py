@@ -7,7 +7,7 @@ from typing import Any
 
 from imagend.architecture import Architecture, ModelKind
 from imagend.errors import BrokenModel
-from imagend.widths import TURN_DOWN
+from imagend.widths import TURN_DOWN, UNION
 
 _PIPELINES = (
     "StableDiffusionXLPipeline",
@@ -16,7 +16,7 @@ _PIPELINES = (
 )
 _CLASSES = {
     ModelKind.VAE: ("AutoencoderKL",),
-    ModelKind.CONTROLNET: ("ControlNetModel", "ControlNetUnionModel"),
+    ModelKind.CONTROLNET: ("ControlNetModel",),
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
 }
 _MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
@@ -66,6 +66,8 @@ def _base(name: str, configs: Configs) -> Architecture:
 def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else config.get("_class_name")
+    if name == "ControlNetUnionModel":
+        raise ValueError(UNION)
     if name not in _CLASSES[kind]:
         raise ValueError(f"no {kind.noun} that imagend knows: config.json says {ascii(name)[:60]}")
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from imagend.header import Tensor
 
 TURN_DOWN = "imagend paints with SDXL"
+UNION = "a ControlNet of many types in one (Union), which imagend has not: get one for one type"
 _BY_WIDTH = {768: "SD 1.5", 1024: "SD 2", 1280: "SDXL refiner", 2048: "SDXL"}
 _READS_TEXT = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?[._]")
 

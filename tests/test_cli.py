@@ -98,6 +98,31 @@ def test_submit_of_loras_and_of_a_yes_or_no(home: Home) -> None:
     assert spec["rescale_betas_zero_snr"] is True
 
 
+def test_submit_of_controlnets(home: Home) -> None:
+    for view in ("edges", "map", "front"):
+        path = home.config.reference / "leona" / f"{view}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    options = [
+        "--control",
+        "my net=leona/edges",
+        "--control",
+        "depth=leona/map:0.8",
+        "--control-from",
+        "canny=leona/front",
+    ]
+    done = imagend("submit", "generate", "--prompt", "x", *options, cwd=home.root)
+    assert done.returncode == 0, done.stderr
+    run_until_idle(home.daemon())
+    spec = home.manifest(Ref(CLIENT, done.stdout.strip()))["spec"]["control"]
+    told = [(one["type"], one["model"], one["image"], one["control_strength"], one["preprocess"]) for one in spec]
+    assert told == [
+        (None, "my net", "leona/edges", 0.5, False),
+        ("depth", None, "leona/map", 0.8, False),
+        ("canny", None, "leona/front", 0.5, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

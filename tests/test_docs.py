@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 
 from imagend import config as configuration
 from imagend.cli import COMMANDS
+from imagend.control import Control
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
@@ -70,7 +71,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora])
+@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control])
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"

@@ -40,6 +40,7 @@ WORDS = {
     "likeness",
     "lora",
     "lora_field",
+    "control",
     "fields",
     "schedulers",
     "presets",
@@ -76,7 +77,7 @@ SHELVES = {
 }
 ENTRANCES = {"__main__", "cli", "logs"}
 PROCESSES = {"daemon", "worker", "fetch"}
-HEAVY = {"torch", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
+HEAVY = {"torch", "cv2", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
 
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from imagend import config as configuration
 from imagend.cli import drop
 from imagend.cli.watch import add_watch_options, follow
 from imagend.config import Config
+from imagend.control import ControlType
 from imagend.errors import Rejected, UsageError
 from imagend.job import SPECS, Header, Ref
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras")
+_OWN = ("schema", "kind", "seeds", "loras", "control")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_lora,
         help="a LoRA and how strongly it acts (1 if left out); give it again for more of them",
     )
+    for option, plain, what in (
+        ("--control", False, "a ControlNet, or the type canny, pose or depth, and the control picture in reference/"),
+        ("--control-from", True, "the same of a plain picture, from which the control picture is made first"),
+    ):
+        fields.add_argument(
+            option,
+            dest="field_control",
+            metavar="NAME=ENTITY/VIEW[:STRENGTH]",
+            action="append",
+            type=partial(_control, plain),
+            help=f"{what}; give it again for more of them",
+        )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
     )
@@ -85,13 +99,20 @@ def _lora(text: str) -> dict[str, Any]:
     return {"name": name, "weight": _number(weight)} if colon else {"name": text}
 
 
+def _control(plain: bool, text: str) -> dict[str, Any]:
+    name, _, picture = text.partition("=")
+    image, colon, strength = picture.partition(":")
+    named = {"type" if name in [*ControlType] else "model": name, "image": image}
+    return named | ({"control_strength": _number(strength)} if colon else {}) | ({"preprocess": True} if plain else {})
+
+
 def _from_options(given: dict[str, Any]) -> bytes:
     """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
     schema = Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"]
     fields: dict[str, Any] = {"kind": "generate"}
     for name, text in given.items():
         types = {option.get("type") for option in schema[name].get("anyOf", [schema[name]])}
-        if name == "loras":
+        if name in ("loras", "control"):
             fields[name] = text
         elif "array" in types:
             fields[name] = [_number(part) for part in text.split(",")]

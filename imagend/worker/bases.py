@@ -1,7 +1,8 @@
-"""Base models and VAEs from disk: diffusers folders and single files. It judges none and keeps none."""
+"""Base models, VAEs and ControlNets from disk: diffusers folders and single files. It judges none and keeps none."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from imagend.worker.vae import upcast
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their own import-time warnings; nobody here can act on them
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, ControlNetModel
     from diffusers import StableDiffusionXLPipeline as StableDiffusionXLPipeline
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from diffusers.loaders.single_file_utils import SingleFileComponentError, convert_controlnet_checkpoint
     from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
@@ -85,6 +87,47 @@ def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> 
         part = _part(vae)
     models.check_unchanged(model)
     return Loaded(model, {"vae": part}, {}, model.path)
+
+
+def load_controlnet(model: Model, unet: Any, models: Models, dtype: torch.dtype) -> Any:
+    """A ControlNet to go with a base's UNet. Raises as load_base() does."""
+    models.check(model)
+    with _errors_of(model):
+        if model.is_file:
+            net = _controlnet_of_file(load_file(model.path), unet).to(dtype)
+        else:
+            net = ControlNetModel.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=dtype)
+        _part(net)
+    models.check_unchanged(model)
+    if any(_plain(net.config[name]) != _plain(unet.config[name]) for name in _SHARED):
+        raise UnusableModel("ControlNet", model.name, "made for a model of another size than this job's")
+    return net.eval()
+
+
+_SHARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "projection_class_embeddings_input_dim")
+"""what a ControlNet has as the UNet has it"""
+
+
+def _controlnet_of_file(tensors: dict[str, torch.Tensor], unet: Any) -> Any:
+    """A file does not say how its network is built: as the UNet's first half, but for what embeds the picture."""
+    tensors = convert_controlnet_checkpoint(tensors, unet.config)
+    first, inner = "controlnet_cond_embedding.conv_in.weight", r"controlnet_cond_embedding\.blocks\.\d*[13579]\.weight"
+    widths = [len(tensor) for name, tensor in sorted(tensors.items(), key=_numbers) if re.fullmatch(inner, name)]
+    net = ControlNetModel.from_unet(
+        unet,
+        conditioning_embedding_out_channels=(len(tensors[first]), *widths),
+        load_weights_from_unet=False,
+    )
+    net.load_state_dict(tensors)
+    return net
+
+
+def _numbers(item: tuple[str, Any]) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", item[0])]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _part(module: Any) -> Part:

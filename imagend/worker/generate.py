@@ -21,7 +21,7 @@ from imagend.errors import DeviceFailed, NoSpace
 from imagend.job import Generate
 from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
-from imagend.worker import images, img2img
+from imagend.worker import controlnets, images, img2img
 from imagend.worker.climb import Climb
 from imagend.worker.encode import encode
 from imagend.worker.pictures import Picture, describe, open_pictures
@@ -60,6 +60,7 @@ def _paint(
     drafts = Drafts(context.folder, _recipe(spec, context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
     beginning: img2img.Beginning | None = None
+    guidance: dict[str, Any] = {}
     painted: list[Artifact | Future[Artifact]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
         for index, seed in enumerate(spec.seeds):
@@ -75,11 +76,12 @@ def _paint(
                 context.progress("encoding", index, len(spec.seeds))
                 with context.timed("encoding"), climb.during(Stage.ENCODING):
                     embeddings = _encode(pipe, spec, context)
+                    guidance = controlnets.arguments(spec, pictures)
                 if spec.image is not None:
                     beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
             start = time.perf_counter()
             with context.timed("painting"):
-                image = _call(pipe, spec, index, seed, embeddings, beginning, context, climb)
+                image = _call(pipe, spec, index, seed, embeddings | guidance, beginning, context, climb)
             seconds = round(time.perf_counter() - start, 6)
             exact = climb.rung.exact
             painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, exact))
@@ -122,11 +124,12 @@ def _call(
     spec: Generate,
     index: int,
     seed: int,
-    embeddings: dict[str, torch.Tensor],
+    conditions: dict[str, Any],
     beginning: img2img.Beginning | None,
     context: Context,
     climb: Climb,
 ) -> Image.Image:
+    """`conditions`: what the pictures of a job have in common, prompts' embeddings and ControlNets' pictures."""
     assert spec.seeds is not None
     pictures, steps = len(spec.seeds), spec.denoising_steps
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -141,7 +144,7 @@ def _call(
     context.progress("painting", index, pictures, 0, steps)
     with climb.during(Stage.PAINTING):
         latents = paint(
-            **embeddings,
+            **conditions,
             **start,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,

@@ -17,12 +17,14 @@ from imagend.worker.vae import in_float32
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from diffusers import StableDiffusionXLImg2ImgPipeline
+    from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 
 
 def pipeline(pipe: Any) -> Any:
     """The same components, no second copy; adapters and memory modes are in the modules, and so are shared."""
-    made = StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+    controlled = "controlnet" in pipe.components
+    kind = StableDiffusionXLControlNetImg2ImgPipeline if controlled else StableDiffusionXLImg2ImgPipeline
+    made = kind(**pipe.components, add_watermarker=False)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -24,11 +24,14 @@ from imagend.memory_plan import FACTOR, STREAMED, Mode
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from diffusers import UNet2DConditionModel
     from diffusers.hooks import apply_group_offloading
     from peft.tuners.lora.layer import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 _CPU = torch.device("cpu")
+_TOGETHER = {"unet", "controlnet"}
+"""what runs at each denoising step"""
 
 
 class Placement:
@@ -83,8 +86,14 @@ class Placement:
             module.to(_CPU)
         self._home = [(tensor, tensor.data) for module in parts.values() for tensor in _tensors(module)]
         if mode in STREAMED:
-            self._stream(parts.pop("unet"), mode)
+            for name in parts.keys() & _TOGETHER:
+                self._stream(parts.pop(name), mode)
         team: list[Onload] = []
+        if mode is Mode.MODEL_OFFLOAD and parts.keys() >= _TOGETHER:  # they take turns at each step
+            pair = [parts.pop(name) for name in sorted(_TOGETHER)]
+            hook = Onload(self.device, [tensor for module in pair for tensor in _tensors(module)], team)
+            for module in pair:
+                add_hook_to_module(module, hook)
         for module in parts.values():
             if mode is Mode.SEQUENTIAL:
                 for unit, tensors in _units(module):
@@ -92,19 +101,19 @@ class Placement:
             else:
                 add_hook_to_module(module, Onload(self.device, list(_tensors(module)), team))
 
-    def _stream(self, unet: Any, mode: Mode) -> None:
-        if mode is Mode.FP8:
-            unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=unet.dtype)
+    def _stream(self, module: Any, mode: Mode) -> None:
+        if mode is Mode.FP8 and isinstance(module, UNet2DConditionModel):
+            module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=module.dtype)
         on_cuda = self.device.type == "cuda"
         if on_cuda:  # into memory from which the device can fetch while it works
-            tensors = list(_tensors(unet))
+            tensors = list(_tensors(module))
             for tensor in tensors:
                 tensor.data = tensor.data.pin_memory()
             if mode is Mode.GROUP_OFFLOAD:  # the same bits: no need to keep both
                 pinned = {id(tensor) for tensor in tensors}
                 self._home = [(tensor, tensor.data if id(tensor) in pinned else data) for tensor, data in self._home]
         apply_group_offloading(
-            unet,
+            module,
             onload_device=self.device,
             offload_device=_CPU,
             offload_type="leaf_level",
@@ -189,6 +198,8 @@ def _anatomy(pipe: Any) -> dict[str, Any]:
     return {
         "text_encoder_bytes": tuple(size for name, size in parts.items() if name.startswith("text_encoder")),
         "unet_bytes": parts["unet"],
+        "controlnet_bytes": parts.get("controlnet", 0),
+        "controlnets": len(getattr(pipe.controlnet, "nets", [None])) if "controlnet" in parts else 0,
         "vae_bytes": parts["vae"],
         "layer_bytes": max(sum(tensor.nbytes for tensor in layer.parameters(recurse=False)) for layer in layers),
         "unet_channels": pipe.unet.config.block_out_channels[0],

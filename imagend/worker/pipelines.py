@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +26,7 @@ from imagend.memory_plan import Stage
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
+from imagend.worker.controlnets import Controlnets
 from imagend.worker.inversions import Inversions
 from imagend.worker.ladder import Ladder
 from imagend.worker.loras import Context, Loras
@@ -49,6 +50,7 @@ class Pipelines:
         self.ladder = Ladder(device, self.settings.vram_limit_gb)
         self.loras = Loras(models, self.settings.lora_cache_mb * 2**20)
         self.inversions = Inversions(models)
+        self.controlnets = Controlnets(models, self.dtype)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         limit_bytes = int(self.settings.base_cache_gb * 2**30)
         self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)
@@ -66,6 +68,8 @@ class Pipelines:
         pipe.scheduler = self._scheduler(spec)
         self.loras.apply(pipe, spec, self.ladder.placement.release, context)
         self.inversions.apply(pipe, spec)
+        pipe = self.controlnets.apply(pipe, spec, self.ladder.placement.release, context)
+        self._hash(self.controlnets.used)
         return pipe
 
     def get(self, name: str, loading: Callable[[], None], vae: str | None = None) -> Any:
@@ -74,10 +78,15 @@ class Pipelines:
         """
         model = self.models.find(name)
         other = self.models.find(vae, ModelKind.VAE) if vae is not None else None
-        used = [one for one in (model, other) if one is not None]  # hashed while they are loaded
-        self._hashing = {one: self._hashing.get(one) or self._hasher.submit(self.models.digests, one) for one in used}
+        self._hashing = {one: done for one, done in self._hashing.items() if one in (model, other)}
+        self._hash([one for one in (model, other) if one is not None])  # while they are loaded
         self._loading |= self.switch.to(model, other, self.dtype, loading)
         return self.switch.pipe
+
+    def _hash(self, used: Iterable[Model]) -> None:
+        for model in used:
+            if model not in self._hashing:
+                self._hashing[model] = self._hasher.submit(self.models.digests, model)
 
     def _scheduler(self, spec: Generate) -> Any:
         """A fresh one: of the model's own class or the one asked for, on the model's settings, changed as asked."""
@@ -103,10 +112,17 @@ class Pipelines:
         if self.device == "cpu" or self.switch.pipe is None:  # without one it was a load, in main memory, that failed
             self.prompts.clear()
             self.switch.shed()
+            self.controlnets.shed()
 
     def identity(self) -> str:
         """Which weights are loaded."""
-        return digest({f"{model.kind}/{name}": sha256 for model in self._used() for name, sha256 in self._files(model)})
+        return digest(
+            {
+                f"{model.kind}/{name}": sha256
+                for model in (*self._used(), *self.controlnets.used)
+                for name, sha256 in self._files(model)
+            }
+        )
 
     def encoders(self) -> Hashable:
         """All that decides what the text encoders make of a text."""
@@ -128,6 +144,7 @@ class Pipelines:
             "vae": vae[0] if vae else None,
             "loras": self.loras.describe(),
             "embeddings": self.inversions.describe(),
+            "controlnets": [_described(one, dict(self._files(one))) for one in self.controlnets.used],
             "scheduler": {"class": type(scheduler).__name__, "config": _plain(config)},
         }
 

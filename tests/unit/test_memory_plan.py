@@ -44,6 +44,9 @@ def seen(**fields: dict[str, int]) -> Experience:
     return Experience(model="sdxl", **fields)
 
 
+CONTROLLED = SDXL.model_copy(update={"controlnet_bytes": 2_502_000_000, "controlnets": 1})
+
+
 @pytest.mark.parametrize(
     ("work", "available_gib", "rung"),
     [
@@ -185,3 +188,18 @@ def test_the_largest_size_has_the_same_shape_and_fits() -> None:
         assert (need(plan(work, 7 * GIB, (Mode.RESIDENT,)), work) <= 7 * GIB) is fits
     assert largest_size(wide, GIB, (Mode.RESIDENT,)) is None
     assert largest_size(SDXL, 100 * GIB, MODES) == (960, 960)  # this size has just failed
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        (Mode.RESIDENT, 2_502_000_000),
+        (Mode.MODEL_OFFLOAD, 2_502_000_000),
+        (Mode.GROUP_OFFLOAD, 0),
+        (Mode.SEQUENTIAL, 0),
+    ],
+)
+def test_a_controlnet_counts_where_it_lies_on_the_device_while_painting(mode: Mode, more: int) -> None:
+    with_it, without = (estimate(Stage.PAINTING, Rung(mode), work) for work in (CONTROLLED, SDXL))
+    values = round(1.25 * 6 * 320 * 2 * 128 * 128 * 2)  # what it hands to the UNet
+    assert with_it - without == pytest.approx(more + values, abs=2)

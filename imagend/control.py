@@ -1,0 +1,77 @@
+"""The field `control` of a job: ControlNets, the pictures that guide them, and which ControlNet a type means. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from imagend.errors import NoControlNet, UnsupportedSetting
+from imagend.fields import Frozen, ModelName, PictureName
+
+MAX_CONTROLS = 4
+
+
+class ControlType(enum.StrEnum):
+    """What a control picture shows."""
+
+    CANNY = "canny"
+    POSE = "pose"
+    DEPTH = "depth"
+
+
+_NAMED = {ControlType.CANNY: ("canny",), ControlType.POSE: ("pose",), ControlType.DEPTH: ("depth",)}
+"""what the names of their ControlNets hold"""
+_EXAMPLES = {
+    ControlType.CANNY: "xinsir/controlnet-canny-sdxl-1.0",
+    ControlType.POSE: "xinsir/controlnet-openpose-sdxl-1.0",
+    ControlType.DEPTH: "diffusers/controlnet-depth-sdxl-1.0",
+}
+
+
+class Control(Frozen):
+    """A ControlNet and the picture that guides it."""
+
+    type: ControlType | None = Field(
+        None,
+        description="What the control picture shows: canny, pose or depth. The ControlNet is then the one whose name "
+        "holds that word; `model` names another one.",
+    )
+    model: ModelName | None = Field(
+        None, description="A ControlNet by name: a folder or a file, without its extension, under models/controlnet/."
+    )
+    image: PictureName = Field(description="The control picture, as `image` names one; scaled and cut as `image` is.")
+    control_strength: float = Field(
+        0.5, ge=0.0, le=1.0, description="How strongly it guides (controlnet_conditioning_scale); 0 is not at all."
+    )
+    control_guidance_start: float = Field(0.0, ge=0.0, le=1.0, description="From which part of the steps on it guides.")
+    control_guidance_end: float = Field(1.0, ge=0.0, le=1.0, description="To which part of the steps it guides.")
+    preprocess: bool = Field(
+        False, description="Whether `image` is a plain picture, of which the edges (type canny) are to be taken first."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Control:
+        if self.type is None and self.model is None:
+            raise ValueError(f"needs a type ({', '.join(ControlType)}) or the model of a ControlNet")
+        if self.control_guidance_start >= self.control_guidance_end:
+            raise ValueError("control_guidance_start must be less than control_guidance_end")
+        if self.preprocess and self.type not in PREPROCESSED:
+            raise ValueError(f"preprocess goes with a type: {', '.join(PREPROCESSED)}")
+        return self
+
+
+PREPROCESSED = (ControlType.CANNY,)
+"""what can be made of a plain picture"""
+
+
+def choose(type_: ControlType, names: Sequence[str]) -> str:
+    """The ControlNet for a type, of those there are. Raises NoControlNet, UnsupportedSetting."""
+    found = [name for name in names if any(word in name.casefold() for word in _NAMED[type_])]
+    if len(found) > 1:
+        shown = ", ".join(sorted(found)[:20])
+        raise UnsupportedSetting(f"control: of type {type_} there are {shown}. Name one in `model`")
+    if not found:
+        raise NoControlNet(type_, _EXAMPLES[type_])
+    return found[0]
