@@ -17,6 +17,7 @@ class ModelKind(enum.StrEnum):
     UPSCALER = "upscaler"
     CLIP_VISION = "clip_vision"
     IP_ADAPTER = "ip_adapter"
+    PREPROCESSOR = "preprocessor"
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ _FOLDERS = {
     ModelKind.UPSCALER: ("upscale_models",),
     ModelKind.CLIP_VISION: ("clip_vision",),
     ModelKind.IP_ADAPTER: ("ipadapter",),
+    ModelKind.PREPROCESSOR: ("preprocessors",),
 }
 _NOUNS = {
     ModelKind.BASE: "model",
@@ -59,7 +61,7 @@ class Architecture:
 
     kind: ModelKind
     format: str
-    """diffusers, single_file, kohya, lycoris …: how its tensors are called"""
+    """diffusers, single_file, kohya, lycoris …: how its tensors are called; of a preprocessor, what it makes"""
     base: str = ""
     """sdxl, or nothing where it goes with any (upscalers), or does not say"""
     family: str = ""

@@ -28,6 +28,11 @@ _EXAMPLES = {
     ControlType.POSE: "xinsir/controlnet-openpose-sdxl-1.0",
     ControlType.DEPTH: "diffusers/controlnet-depth-sdxl-1.0",
 }
+PREPROCESSORS = {
+    ControlType.POSE: "usyd-community/vitpose-base-simple",
+    ControlType.DEPTH: "depth-anything/Depth-Anything-V2-Small-hf",
+}
+"""where a model is to be had that makes control pictures; for edges none is needed"""
 
 
 class Control(Frozen):
@@ -48,7 +53,7 @@ class Control(Frozen):
     control_guidance_start: float = Field(0.0, ge=0.0, le=1.0, description="From which part of the steps on it guides.")
     control_guidance_end: float = Field(1.0, ge=0.0, le=1.0, description="To which part of the steps it guides.")
     preprocess: bool = Field(
-        False, description="Whether `image` is a plain picture, of which the edges (type canny) are to be taken first."
+        False, description="Whether `image` is a plain picture, from which the control picture is to be made first."
     )
 
     @model_validator(mode="after")
@@ -57,13 +62,9 @@ class Control(Frozen):
             raise ValueError(f"needs a type ({', '.join(ControlType)}) or the model of a ControlNet")
         if self.control_guidance_start >= self.control_guidance_end:
             raise ValueError("control_guidance_start must be less than control_guidance_end")
-        if self.preprocess and self.type not in PREPROCESSED:
-            raise ValueError(f"preprocess goes with a type: {', '.join(PREPROCESSED)}")
+        if self.preprocess and self.type is None:
+            raise ValueError(f"preprocess goes with a type: {', '.join(ControlType)}")
         return self
-
-
-PREPROCESSED = (ControlType.CANNY,)
-"""what can be made of a plain picture"""
 
 
 def choose(type_: ControlType, names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed, NoControlNet
+│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed, NoControlNet, NoPreprocessor
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -127,6 +127,13 @@ class UnknownModel(JobFailed):
 class NoControlNet(JobFailed):
     """There is no ControlNet for {} under models/controlnet/. Get one for SDXL, such as by
     `imagend fetch https://huggingface.co/{}`, or name another one in `model`."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoPreprocessor(JobFailed):
+    """There is no preprocessor for {} under models/preprocessors/. Get one, such as by
+    `imagend fetch https://huggingface.co/{}`, or give a control picture instead."""
 
     code, status = "MODEL_NOT_FOUND", 404
 

@@ -18,6 +18,7 @@ _CLASSES = {
     ModelKind.VAE: ("AutoencoderKL",),
     ModelKind.CONTROLNET: ("ControlNetModel",),
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
+    ModelKind.PREPROCESSOR: ("DepthAnythingForDepthEstimation", "DPTForDepthEstimation", "VitPoseForPoseEstimation"),
 }
 _MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
 Configs = Mapping[str, Mapping[str, Any]]
@@ -70,6 +71,8 @@ def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
         raise ValueError(UNION)
     if name not in _CLASSES[kind]:
         raise ValueError(f"no {kind.noun} that imagend knows: config.json says {ascii(name)[:60]}")
+    if kind is ModelKind.PREPROCESSOR:
+        return Architecture(kind, "pose" if name == "VitPoseForPoseEstimation" else "depth")
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:
         raise ValueError(f"a VAE of {ascii(config['latent_channels'])[:20]} latent channels: SDXL's has 4")
     if kind is ModelKind.VAE and config.get("scaling_factor") == 0.18215:  # the only thing that tells them apart

@@ -37,7 +37,7 @@ WORK = ".fetch"
 STALE_S = 7 * 86_400.0
 """What was left unfinished for so long is deleted by the next fetch."""
 GB = 10**9
-_FOLDERS = (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION)
+_FOLDERS = (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR)
 
 
 @dataclass(frozen=True)

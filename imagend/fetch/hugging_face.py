@@ -23,7 +23,7 @@ _PIPELINE = re.compile(
     rf"model_index\.json|scheduler/scheduler_config\.json|{_PART}config\.json|{_TOKENIZER}|tokenizer(?:_2)?/merges\.txt|"
     rf"{_PART}{_WEIGHTS}"
 )
-_SINGLE = re.compile(rf"config\.json|{_WEIGHTS}")
+_SINGLE = re.compile(rf"(?:preprocessor_)?config\.json|{_WEIGHTS}")
 _MAX_FILES = 100
 Json = Callable[[str], dict[str, Any]]
 

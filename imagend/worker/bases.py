@@ -61,7 +61,7 @@ def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
     models.check(model)
     folder = models.config_folder(model)
     options: dict[str, Any] = {"local_files_only": True, "dtype": dtype, "add_watermarker": False}
-    with _errors_of(model):
+    with errors_of(model):
         if model.is_file:
             without = {} if model.architecture.has_vae else {"vae": None}
             pipe = StableDiffusionXLPipeline.from_single_file(model.path, config=str(folder), **options, **without)
@@ -78,7 +78,7 @@ def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
 def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> Loaded:
     """A VAE to go with a base. Raises as load_base() does."""
     models.check(model)
-    with _errors_of(model):
+    with errors_of(model):
         if model.is_file:
             where = {"config": str(base.config_folder), "subfolder": "vae"}
             vae = AutoencoderKL.from_single_file(model.path, **where, local_files_only=True, dtype=dtype)
@@ -92,7 +92,7 @@ def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> 
 def load_controlnet(model: Model, unet: Any, models: Models, dtype: torch.dtype) -> Any:
     """A ControlNet to go with a base's UNet. Raises as load_base() does."""
     models.check(model)
-    with _errors_of(model):
+    with errors_of(model):
         if model.is_file:
             net = _controlnet_of_file(load_file(model.path), unet).to(dtype)
         else:
@@ -152,7 +152,7 @@ def _scheduler(model: Model, scheduler: Any) -> Any:
 
 
 @contextmanager
-def _errors_of(model: Model) -> Iterator[None]:
+def errors_of(model: Model) -> Iterator[None]:
     """What a library says of a model's files, as BrokenModel."""
     try:
         yield

@@ -18,9 +18,9 @@ from imagend.job import Generate
 from imagend.memory_plan import Stage
 from imagend.models import Model, Models
 from imagend.worker.bases import load_controlnet
-from imagend.worker.control_pictures import control_picture
 from imagend.worker.loras import Context
 from imagend.worker.pictures import Picture
+from imagend.worker.preprocessors import Preprocessors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -100,8 +100,8 @@ def acting(spec: Generate) -> tuple[Control, ...]:
     return tuple(control for control in spec.control if control.control_strength > 0)
 
 
-def arguments(spec: Generate, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    """What the pipeline's call takes for them; nothing without any. Raises what control_picture() does."""
+def arguments(spec: Generate, pictures: Mapping[str, Picture], preprocessors: Preprocessors) -> dict[str, Any]:
+    """What the pipeline's call takes for them; nothing without any. Raises what Preprocessors.make() does."""
     assert spec.width is not None
     assert spec.height is not None
     controls = acting(spec)
@@ -110,7 +110,8 @@ def arguments(spec: Generate, pictures: Mapping[str, Picture]) -> dict[str, Any]
     sized = [pictures[control.image].sized(spec.width, spec.height) for control in controls]
     lists: dict[str, list[Any]] = {
         "image" if spec.image is None else "control_image": [
-            control_picture(control, image) for control, image in zip(controls, sized, strict=True)
+            preprocessors.make(control.type, image) if control.preprocess and control.type else image
+            for control, image in zip(controls, sized, strict=True)
         ],
         "controlnet_conditioning_scale": [control.control_strength for control in controls],
         "control_guidance_start": [control.control_guidance_start for control in controls],

@@ -25,6 +25,7 @@ from imagend.worker import controlnets, images, img2img
 from imagend.worker.climb import Climb
 from imagend.worker.encode import encode
 from imagend.worker.pictures import Picture, describe, open_pictures
+from imagend.worker.preprocessors import Preprocessors
 from imagend.worker.vae import decode
 
 if TYPE_CHECKING:
@@ -46,21 +47,29 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
 
 def _attempt(spec: Generate, pictures: dict[str, Picture], context: Context, climb: Climb) -> tuple[Artifact, ...]:
     context.pipelines.models.learn(context.known.digests)
+    preprocessors = Preprocessors(context.pipelines.models)
+    guidance = controlnets.arguments(spec, pictures, preprocessors)
     with context.timed("model_loading"):
         pipe = context.pipelines.prepare(spec, context)
         climb.place(pipe, context.pipelines.identity())
     context.engine.update(context.pipelines.describe())
-    return _paint(spec, pipe, pictures, context, climb)
+    if preprocessors.used:
+        context.engine["preprocessors"] = preprocessors.used
+    return _paint(spec, pipe, pictures, guidance, context, climb)
 
 
 def _paint(
-    spec: Generate, pipe: Any, pictures: dict[str, Picture], context: Context, climb: Climb
+    spec: Generate,
+    pipe: Any,
+    pictures: dict[str, Picture],
+    guidance: dict[str, Any],
+    context: Context,
+    climb: Climb,
 ) -> tuple[Artifact, ...]:
     assert spec.seeds is not None
     drafts = Drafts(context.folder, _recipe(spec, context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
     beginning: img2img.Beginning | None = None
-    guidance: dict[str, Any] = {}
     painted: list[Artifact | Future[Artifact]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
         for index, seed in enumerate(spec.seeds):
@@ -76,7 +85,6 @@ def _paint(
                 context.progress("encoding", index, len(spec.seeds))
                 with context.timed("encoding"), climb.during(Stage.ENCODING):
                     embeddings = _encode(pipe, spec, context)
-                    guidance = controlnets.arguments(spec, pictures)
                 if spec.image is not None:
                     beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
             start = time.perf_counter()
