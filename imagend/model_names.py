@@ -12,6 +12,8 @@ from imagend.errors import AmbiguousModel, UnknownModel
 
 EXTENSIONS = (".safetensors", ".sft")
 MAX_NAME = 200
+NAMED_KINDS = (ModelKind.BASE, ModelKind.VAE, ModelKind.LORA)
+"""What jobs name in fields of their own, and so may pin."""
 MODEL_NAME = r"^[^/.][^/]*(/[^/.][^/]*)*$"  # folders and a file, none hidden; those that are listed are printable, too
 _PIN = re.compile(r"(?s:(.+))@([0-9A-Fa-f]{10,64})")
 _SHOWN = 20

@@ -254,6 +254,10 @@ def test_a_file_of_a_repository_at_its_commit(place: Place) -> None:
     assert record.source == f"https://huggingface.co/org/repo/blob/{'c' * 40}/sub/ink.safetensors"
     assert (record.license, record.base, record.version) == ("openrail++", "org/pony", f"org/repo at {'c' * 40}")
     assert f"/org/repo/resolve/{'c' * 40}/sub/ink.safetensors" in place.server.paths()
+    hugging_face(place.server, {"\x1b]0;evil\x07 ..safetensors": DATA})
+    place.server.file(f"https://huggingface.co/org/repo/resolve/{'c' * 40}/%1B%5D0%3Bevil%07%20..safetensors", DATA)
+    tamed = place.fetch("https://huggingface.co/org/repo/blob/main/%1B%5D0%3Bevil%07%20..safetensors")
+    assert (tamed.name, place.told[-1][0]) == ("_]0_evil_", "_]0_evil_.safetensors")
 
 
 def test_a_whole_pipeline_without_its_code_and_pickles(place: Place) -> None:
@@ -390,6 +394,9 @@ def test_what_is_there_is_never_replaced(place: Place) -> None:
     with pytest.raises(UsageError, match="There is a LoRA other already"):
         place.fetch(PLAIN, SHA256, name="other")  # its kind is known only when it has come
     assert [path for path in place.left() if path.startswith(".fetch")] == []
+    (place.root / "loras" / "third.sft").write_bytes(DATA)
+    with pytest.raises(UsageError, match=r"There is a LoRA third already: .*third\.sft"):
+        place.fetch("20", name="third")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../b", ".x", "x@0123456789", "a\nb", "", "x" * 201])
@@ -416,6 +423,10 @@ def test_limits_of_size_store_and_disk(place: Place, monkeypatch: pytest.MonkeyP
     assert place.fetch("20", name="one").name == "one"
     with pytest.raises(DownloadFailed, match=r"lora_store_gb.*imagend models remove NAME"):
         place.fetch("20", name="two")
+    removed = place.root / "loras" / ".removed" / "one.safetensors"
+    removed.parent.mkdir()
+    (place.root / "loras" / "one.safetensors").rename(removed)
+    assert place.fetch("20", name="two").name == "two"  # what was removed counts no more
     shutil.rmtree(place.root / "loras")
     monkeypatch.setattr(downloading.files, "free_bytes", lambda _: 5000)
     assert "GB of disk are free for it" in place.refused("20", None)
@@ -595,6 +606,29 @@ def test_who_sends_no_end_of_its_headers(place: Place) -> None:
 
     place.server.on(PLAIN, drip)
     assert "it sends nothing, or too slowly" in place.refused(PLAIN, web={"head_s": 0.2})
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 OK\r\n\r\n",
+        b"\x00" * 100_000,
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n12345",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n12345",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc",
+        b"HTTP/1.1 206 Partial Content\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ],
+    ids=lambda junk: repr(junk[:40]),
+)
+def test_who_breaks_the_protocol(place: Place, junk: bytes) -> None:
+    place.server.on(PLAIN, lambda handler: (handler.wfile.write(junk), handler.hang_up())[1])
+    place.refused(PLAIN)
 
 
 def test_a_body_that_drips(place: Place) -> None:

@@ -335,11 +335,17 @@ def test_remove_moves_a_model_away_with_its_record(shop: Home) -> None:
         ({"vae": "fix.safetensors"}, "fix"),
         ({"loras": [{"name": "ink"}]}, "ink"),
         ({"prompt": "a <lora:styles/ink:0.5>", "prompt_syntax": "a1111"}, "ink"),
+        ({"model": "shapes-xl"}, "set"),
+        ({"negative_prompt": "embedding:worst"}, "worst"),
     ],
 )
 def test_remove_takes_nothing_that_a_queued_job_needs_without_saying_so(
     shop: Home, fields: dict[str, Any], name: str
 ) -> None:
+    put(shop.config.models, "vae/set.safetensors", VAE)
+    put(shop.config.models, "embeddings/worst.safetensors", {"clip_l": [1, 768], "clip_g": [1, 1280]})
+    with (shop.root / "config.yaml").open("a") as config:
+        config.write("model_settings: {shapes-xl: {vae: set}}\n")
     ref = shop.drop(**fields)
     daemon = shop.daemon()
     for door in daemon.doors:
@@ -362,4 +368,11 @@ def test_a_comfyui_users_folders_are_left_alone(shop: Home) -> None:
         assert done.returncode == 64
         assert "where imagend only reads" in done.stderr
     assert sorted(path.name for path in (shop.root / "comfy").iterdir()) == ["theirs.safetensors"]
-    assert "Say why" in imagend("models", "retire", "fix", cwd=shop.root).stderr
+    for reason in ([], ["--reason", " "], ["--reason", "x" * 2001]):
+        assert "Say why" in imagend("models", "retire", "fix", *reason, cwd=shop.root).stderr
+
+
+def test_what_no_field_names_cannot_be_retired(shop: Home) -> None:
+    put(shop.config.models, "embeddings/worst.safetensors", {"clip_l": [1, 768], "clip_g": [1, 1280]})
+    done = imagend("models", "retire", "worst", "--reason", "x", cwd=shop.root)
+    assert (done.returncode, "it cannot be retired" in done.stderr) == (64, True)

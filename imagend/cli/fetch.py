@@ -16,6 +16,7 @@ from imagend.errors import UsageError
 from imagend.fetch import tokens
 from imagend.fetch.fetcher import Fetcher, Wish
 from imagend.fetch.web import Web
+from imagend.record import MAX_TEXT
 
 _EVERY_S = 1.0
 
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     sha256 = arguments.sha256.lower() if arguments.sha256 else None
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise UsageError("--sha256 takes 64 hexadecimal digits, as sha256sum prints them.")
+    if len(arguments.notes or "") > MAX_TEXT:
+        raise UsageError(f"--notes may have {MAX_TEXT} characters.")
     web = Web(config.fetch, tokens.load(config.fetch.tokens, configuration.credentials()))
     fetcher = Fetcher(config, web, login_name(), lambda: datetime.now(UTC), _Teller())
     kind = ModelKind(arguments.kind) if arguments.kind else None

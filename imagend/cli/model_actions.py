@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,9 +17,9 @@ from imagend.errors import AmbiguousModel, BrokenModel, ImagendError, JobFailed,
 from imagend.job import Generate, Job
 from imagend.lora_field import with_tags
 from imagend.model_folders import Found
-from imagend.model_names import match, named, wanted
+from imagend.model_names import NAMED_KINDS, match, named, wanted
 from imagend.models import Models, digest
-from imagend.record import Record
+from imagend.record import MAX_TEXT, Record
 from imagend.spool import Spool, State
 
 DIFFERS = 1
@@ -172,13 +173,16 @@ def _verify(all_: list[One], as_json: bool) -> int:
 
 def _retire(one: One, reason: str | None, undo: bool) -> int:
     one.check_is_ours("retire")
-    if not undo and not (reason and reason.strip()):
-        raise UsageError("Say why, for those whose jobs are refused: imagend models retire NAME --reason TEXT")
+    if one.kind not in NAMED_KINDS:
+        raise UsageError(f"Jobs name {one.kind.a_noun} in no field of its own: it cannot be retired, but removed.")
+    reason = " ".join(str(reason or "").split())
+    if not undo and not 0 < len(reason) <= MAX_TEXT:
+        raise UsageError(f"Say why, in {MAX_TEXT} characters at most: imagend models retire NAME --reason TEXT")
     record = one.record() or Record(kind=one.kind)
     if undo:
         record = record.model_copy(update={"retired": None})
     else:
-        record = record.retire(login_name(), datetime.now(UTC), " ".join(str(reason).split()))
+        record = record.retire(login_name(), datetime.now(UTC), reason)
     _written(one, lambda: records.write(one.found.path, record))
     print(f"The {one.noun} may be used again." if undo else f"Jobs that come now may not name the {one.noun}.")
     return 0
@@ -241,9 +245,14 @@ def _names(job: Job, one: One, known: dict[str, Found]) -> Iterator[str]:
     if isinstance(job.spec, Generate):
         _, loras = with_tags(job.spec.prompt, job.spec.prompt_syntax, job.spec.loras)
         base = job.spec.model or one.config.default_model
-        settings = one.config.model_settings.get(wanted(base).name)
-        vae = job.spec.vae or (settings.vae if settings else None)
-        fields |= {"model": base, "vae": vae, "loras": [{"name": lora.name} for lora in loras]}
+        bases = known if one.kind is ModelKind.BASE else one.models.folders.list(ModelKind.BASE).found
+        with contextlib.suppress(JobFailed):
+            settings = one.config.model_settings.get(match(wanted(base).name, ModelKind.BASE, bases))
+            fields["vae"] = job.spec.vae or (settings.vae if settings else None)
+        if one.kind is ModelKind.EMBEDDING:  # prompts name it, with or without its folder
+            leaf = one.found.name.rpartition("/")[2]
+            yield from (one.found.name for text in (job.spec.prompt, job.spec.negative_prompt or "") if leaf in text)
+        fields |= {"model": base, "loras": [{"name": lora.name} for lora in loras]}
     for kind, text in named(fields):
         if kind is one.kind:
             try:

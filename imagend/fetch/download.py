@@ -140,8 +140,6 @@ class _Part:
                 if total is None and files.free_bytes(self._path.parent) < terms.reserve_bytes:
                     raise DownloadFailed(answer.host, "the disk has become full")
                 terms.tell(self._item.path, self._size, total)
-        if total is not None and self._size < total:
-            raise Cut("the connection was cut")
 
     def _place(self, answer: Answer) -> int | None:
         """Where in the file the answer begins: behind what is there, or at the beginning. The whole file's size."""

@@ -26,7 +26,7 @@ from imagend.fetch import civitai, hugging_face
 from imagend.fetch.download import Terms, download
 from imagend.fetch.install import free_place, install, room_for_loras
 from imagend.fetch.patience import patiently
-from imagend.fetch.plan import Item, Plan, tame
+from imagend.fetch.plan import Item, Plan, short, tame
 from imagend.fetch.web import Web
 from imagend.model_folders import Found
 from imagend.models import Model, Models, check_whole, digest
@@ -133,7 +133,9 @@ class Fetcher:
             raise DownloadFailed(host, "only .safetensors files are fetched")
         public = wish.source.partition("?")[0]  # what follows may be a signature
         name = tame(path)
-        return Plan(host, name, (Item(wish.source, f"{name}.safetensors", wish.sha256),), said={"source": public})
+        return Plan(
+            host, name, (Item(wish.source, f"{name}.safetensors", wish.sha256),), said={"source": short(public)}
+        )
 
     def _get(self, plan: Plan, wish: Wish, kind: ModelKind | None, name: str, folder: Path) -> Fetched:
         settings = self._config.fetch

@@ -52,7 +52,7 @@ def plan(text: str, json: Json, variant: str | None = None) -> Plan:
     if path and verb != "tree":
         if not path.endswith(".safetensors") or path not in siblings:
             raise DownloadFailed(HOST, f"{repository} has no .safetensors file of that name at {commit[:10]}")
-        items: tuple[Item, ...] = (_item(repository, commit, path, path.rpartition("/")[2], siblings[path]),)
+        items: tuple[Item, ...] = (_item(repository, commit, path, f"{tame(path)}.safetensors", siblings[path]),)
     elif path:
         raise DownloadFailed(HOST, "a part of a repository is not fetched: give the whole one, or one file")
     else:
@@ -65,7 +65,7 @@ def plan(text: str, json: Json, variant: str | None = None) -> Plan:
         items,
         is_file=path is not None,
         kind=None if path or "model_index.json" not in siblings else ModelKind.BASE,
-        said={"source": place, "version": f"{repository} at {commit}"} | _card(told.get("cardData")),
+        said={"source": short(place), "version": f"{repository} at {commit}"} | _card(told.get("cardData")),
     )
 
 

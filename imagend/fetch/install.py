@@ -11,7 +11,7 @@ from pathlib import Path
 from imagend import files, records
 from imagend.architecture import ModelKind
 from imagend.errors import DownloadFailed, UsageError
-from imagend.model_names import MAX_NAME, MODEL_NAME, wanted
+from imagend.model_names import EXTENSIONS, MAX_NAME, MODEL_NAME, wanted
 from imagend.record import Record
 
 
@@ -23,9 +23,10 @@ def free_place(models: Path, kind: ModelKind, name: str, is_file: bool) -> Path:
         raise UsageError("A LoRA is one file: give its URL.")
     folder = models / (kind.folders[-1] if is_file else kind.folders[0])
     target = folder / (f"{name}.safetensors" if is_file else name)
-    if os.path.lexists(target):
+    alike = [models / folder / f"{name}{extension}" for folder in kind.folders for extension in ("", *EXTENSIONS)]
+    if there := next((path for path in alike if os.path.lexists(path)), None):
         raise UsageError(
-            f"There is a {kind.noun} {name} already: {target}. Give this one another name (--name), or remove that one "
+            f"There is a {kind.noun} {name} already: {there}. Give this one another name (--name), or remove that one "
             f"first: imagend models remove {name}"
         )
     return target
@@ -34,7 +35,8 @@ def free_place(models: Path, kind: ModelKind, name: str, is_file: bool) -> Path:
 def room_for_loras(models: Path, size: int, store_gb: float, host: str) -> None:
     """Raises DownloadFailed where all LoRAs together would be too many bytes."""
     root = models / ModelKind.LORA.folders[-1]
-    held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    listed = (path for path in root.rglob("*") if not any(part[0] == "." for part in path.relative_to(root).parts))
+    held = sum(path.stat().st_size for path in listed if path.is_file())
     if held + size > store_gb * 1e9:
         raise DownloadFailed(
             host,

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -28,6 +29,7 @@ from imagend.fetch.tokens import Tokens
 from imagend.fetch_settings import Fetch
 
 MAX_REDIRECTS = 3
+MAX_ADDRESSES = 4
 MAX_JSON_BYTES = 16 << 20
 MAX_URL = 8192
 CONNECT_S, READ_S = 15.0, 30.0
@@ -35,6 +37,8 @@ HEAD_S = 60.0
 """From the request to the end of the answer's headers."""
 WINDOW_S, WINDOW_BYTES = 60.0, 64 << 10
 """A body must bring so many bytes in each such time."""
+_BROKEN = (HTTPError, HTTPException, OSError, ValueError)
+"""What urllib3 raises, and the standard library below it, on servers that break the protocol or the connection."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -58,10 +62,10 @@ class Answer:
         self._response, self._watch = response, watch
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes, as they come; none at the end. Raises Cut."""
+        """At most so many bytes, as they come; none at the end. Raises Cut, also where fewer come than were said."""
         try:
             data = self._response.read1(size, decode_content=False)
-        except (HTTPError, OSError, ValueError) as error:
+        except _BROKEN as error:
             raise Cut(self._watch.why or _why(error)) from None
         if self._watch.why is not None:
             raise Cut(self._watch.why)
@@ -77,16 +81,12 @@ class Answer:
 class _Watch:
     """Cuts a socket when too little comes over it."""
 
-    def __init__(self, head_s: float, window_s: float, clock: Callable[[], float]) -> None:
-        self._window_s, self._clock = window_s, clock
+    def __init__(self, sock: socket.socket, head_s: float, window_s: float, clock: Callable[[], float]) -> None:
+        self._socket, self._window_s, self._clock = sock, window_s, clock
         self._until, self._came = clock() + head_s, 0
-        self._socket: socket.socket | None = None
         self._done = threading.Event()
         self.why: str | None = None
         threading.Thread(target=self._watch, args=(min(1.0, head_s / 4, window_s / 4),), daemon=True).start()
-
-    def on(self, sock: socket.socket | None) -> None:
-        self._socket = sock
 
     def body(self) -> None:
         """The headers are there."""
@@ -104,9 +104,8 @@ class _Watch:
         while not self._done.wait(interval_s):
             if self._clock() > self._until:
                 self.why = "it sends nothing, or too slowly"
-                if self._socket is not None:
-                    with contextlib.suppress(OSError):  # not SSLSocket's own, which takes its state from the reader
-                        socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # not SSLSocket's own, which takes its state from the reader
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
                 return
 
 
@@ -175,8 +174,6 @@ class Web:
                 data += chunk
                 if len(data) > MAX_JSON_BYTES:
                     raise DownloadFailed(answer.host, "its API answers without end")
-            if answer.length not in (None, len(data)):
-                raise Cut("the connection was cut")
             try:
                 value = json.loads(data)
             except (ValueError, RecursionError):
@@ -189,13 +186,14 @@ class Web:
     def _ask(self, host: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        watch = _Watch(self._head_s, self._window_s, self._clock)
-        connection = self._connected(host, watch)
+        connection = self._connected(host)
+        assert connection.sock is not None
+        watch = _Watch(connection.sock, self._head_s, self._window_s, self._clock)
         try:
             try:
                 connection.request("GET", target, headers={"Host": host, **headers}, preload_content=False)
                 response = connection.getresponse()
-            except (HTTPError, OSError, ValueError) as error:
+            except _BROKEN as error:
                 raise Cut(watch.why or _why(error)) from None
             watch.body()
             yield Answer(host, response, watch)
@@ -203,28 +201,22 @@ class Web:
             watch.stop()
             connection.close()
 
-    def _connected(self, host: str, watch: _Watch) -> HTTPSConnection:
+    def _connected(self, host: str) -> HTTPSConnection:
         """To one of the addresses that were checked. Raises DownloadFailed, Cut."""
         try:
             addresses = checked(host, self._resolver, self._allow_private)
         except OSError as error:
-            watch.stop()
             raise Cut(f"the name {host} cannot be looked up ({error.strerror})") from None
-        except DownloadFailed:
-            watch.stop()
-            raise
         failure = ""
-        for address in addresses:
+        for address in addresses[:MAX_ADDRESSES]:
             connection = self._connection(host, address)
             try:
                 connection.connect()
                 connection.timeout = READ_S
-                watch.on(connection.sock)
                 return connection
-            except (HTTPError, OSError, ValueError) as error:
+            except _BROKEN as error:
                 connection.close()
                 failure = _why(error)
-        watch.stop()
         raise Cut(failure)
 
     def _connection(self, host: str, address: Address) -> HTTPSConnection:
