@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from imagend.errors import NoControlNet, UnsupportedSetting
+from imagend.errors import JobFailed, NoControlNet, UnsupportedSetting
 from imagend.fields import Frozen, ModelName, PictureName
 
 MAX_CONTROLS = 4
@@ -76,3 +78,13 @@ def choose(type_: ControlType, names: Sequence[str]) -> str:
     if not found:
         raise NoControlNet(type_, _EXAMPLES[type_])
     return found[0]
+
+
+def chosen(spec: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The ControlNets that a job's fields mean by their type alone, of those there are."""
+    found = []
+    for one in spec.get("control") or ():
+        if one.get("model") is None:
+            with contextlib.suppress(JobFailed):  # none, or several: the worker will say so
+                found.append(choose(ControlType(one["type"]), names))
+    return found

@@ -12,7 +12,7 @@ from imagend.errors import AmbiguousModel, UnknownModel
 
 EXTENSIONS = (".safetensors", ".sft")
 MAX_NAME = 200
-NAMED_KINDS = (ModelKind.BASE, ModelKind.VAE, ModelKind.LORA)
+NAMED_KINDS = (ModelKind.BASE, ModelKind.VAE, ModelKind.LORA, ModelKind.CONTROLNET)
 """What jobs name in fields of their own, and so may pin."""
 MODEL_NAME = r"^[^/.][^/]*(/[^/.][^/]*)*$"  # folders and a file, none hidden; those that are listed are printable, too
 _PIN = re.compile(r"(?s:(.+))@([0-9A-Fa-f]{10,64})")

@@ -50,11 +50,11 @@ def test_a_running_daemons_catalogue_is_shown(home: Home) -> None:
     daemon = home.daemon(heartbeat_s=60.0)
     run_until(daemon, lambda: (home.config.spool / STATUS).exists())
     daemon.librarian.hash_all()
-    (one,) = json.loads(imagend("models", "--json", cwd=home.root).stdout)["models"]
+    (one,) = json.loads(imagend("models", "--kind", "base", "--json", cwd=home.root).stdout)["models"]
     assert (one["name"], len(one["sha256"])) == ("shapes-xl", 64)
     assert one["autov2"] in imagend("models", cwd=home.root).stdout
     (home.config.spool / "catalog.json").unlink()  # not yet written: it looks itself
-    (one,) = json.loads(imagend("models", "--json", cwd=home.root).stdout)["models"]
+    (one,) = json.loads(imagend("models", "--kind", "base", "--json", cwd=home.root).stdout)["models"]
     assert (one["name"], one["sha256"]) == ("shapes-xl", None)
 
 

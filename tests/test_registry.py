@@ -30,6 +30,7 @@ from imagend.record import Record
 from imagend.rights import Limits
 
 SHAPES_XL = REPOSITORY / "models" / "diffusers" / "shapes-xl"
+MASK = REPOSITORY / "models" / "controlnet" / "shapes-xl-mask"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
@@ -222,18 +223,19 @@ def test_a_record_that_is_a_link_is_not_followed(place: Place, tmp_path: Path) -
 # Retired
 
 
-@pytest.mark.parametrize("kind", [ModelKind.BASE, ModelKind.VAE, ModelKind.LORA])
+@pytest.mark.parametrize("kind", [ModelKind.BASE, ModelKind.VAE, ModelKind.LORA, ModelKind.CONTROLNET])
 def test_a_retired_model_is_refused_to_jobs_that_came_later(place: Place, kind: ModelKind) -> None:
     folders = {ModelKind.VAE: ("vae/m.safetensors", VAE), ModelKind.LORA: ("loras/m.safetensors", LORA)}
-    if kind is ModelKind.BASE:
-        path = place.models / "diffusers" / "m"
-        shutil.copytree(SHAPES_XL, path)
+    if kind in (ModelKind.BASE, ModelKind.CONTROLNET):
+        path = place.models / kind.folders[0] / "m"
+        shutil.copytree(SHAPES_XL if kind is ModelKind.BASE else MASK, path)
     else:
         path = put(place.models, *folders[kind])
     librarian = place.librarian()
     records.write(path, Record(kind=kind).retire("bob", NOW, "it was stolen"))
     librarian.look()
-    names = {ModelKind.BASE: {"model": "m"}, ModelKind.VAE: {"vae": "m@0123456789"}}
+    names: dict[ModelKind, Any] = {ModelKind.BASE: {"model": "m"}, ModelKind.VAE: {"vae": "m@0123456789"}}
+    names[ModelKind.CONTROLNET] = {"control": [{"model": "m", "image": "a/b"}]}
     spec: dict[str, Any] = names.get(kind, {"loras": [{"name": "m.safetensors"}]})
     librarian.check_active(spec, NOW - timedelta(seconds=1))
     with pytest.raises(RetiredModel, match=rf"The {kind.noun} 'm' is retired: it was stolen"):
@@ -241,6 +243,17 @@ def test_a_retired_model_is_refused_to_jobs_that_came_later(place: Place, kind: 
     records.write(path, Record(kind=kind))
     librarian.look()
     librarian.check_active(spec, NOW)
+
+
+def test_a_retired_controlnet_is_not_chosen_by_its_type(place: Place) -> None:
+    path = place.models / "controlnet" / "open pose"
+    shutil.copytree(MASK, path)
+    librarian = place.librarian()
+    records.write(path, Record(kind=ModelKind.CONTROLNET).retire("bob", NOW, "worn"))
+    librarian.look()
+    with pytest.raises(RetiredModel, match="The ControlNet 'open pose' is retired: worn"):
+        librarian.check_active({"control": [{"type": "pose", "model": None, "image": "a/b"}]}, NOW)
+    librarian.check_active({"control": [{"type": "depth", "model": None, "image": "a/b"}]}, NOW)
 
 
 def test_jobs_that_name_a_retired_model_fail_and_those_that_waited_are_painted(shop: Home) -> None:
@@ -337,6 +350,8 @@ def test_remove_moves_a_model_away_with_its_record(shop: Home) -> None:
         ({"prompt": "a <lora:styles/ink:0.5>", "prompt_syntax": "a1111"}, "ink"),
         ({"model": "shapes-xl"}, "set"),
         ({"negative_prompt": "embedding:worst"}, "worst"),
+        ({"control": [{"type": "pose", "image": "a/b"}]}, "pose"),
+        ({"control": [{"model": "pose", "image": "a/b"}]}, "pose"),
     ],
 )
 def test_remove_takes_nothing_that_a_queued_job_needs_without_saying_so(
@@ -344,6 +359,7 @@ def test_remove_takes_nothing_that_a_queued_job_needs_without_saying_so(
 ) -> None:
     put(shop.config.models, "vae/set.safetensors", VAE)
     put(shop.config.models, "embeddings/worst.safetensors", {"clip_l": [1, 768], "clip_g": [1, 1280]})
+    shutil.copytree(MASK, shop.config.models / "controlnet" / "pose")
     with (shop.root / "config.yaml").open("a") as config:
         config.write("model_settings: {shapes-xl: {vae: set}}\n")
     ref = shop.drop(**fields)

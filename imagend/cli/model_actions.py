@@ -13,6 +13,7 @@ from imagend import files, jobfile, records, signing
 from imagend.architecture import ModelKind
 from imagend.cli.init import login_name
 from imagend.config import Config
+from imagend.control import chosen
 from imagend.errors import AmbiguousModel, BrokenModel, ImagendError, JobFailed, UnknownModel, UsageError
 from imagend.job import Generate, Job
 from imagend.lora_field import with_tags
@@ -253,6 +254,8 @@ def _names(job: Job, one: One, known: dict[str, Found]) -> Iterator[str]:
             leaf = one.found.name.rpartition("/")[2]
             yield from (one.found.name for text in (job.spec.prompt, job.spec.negative_prompt or "") if leaf in text)
         fields |= {"model": base, "loras": [{"name": lora.name} for lora in loras]}
+    if one.kind is ModelKind.CONTROLNET:
+        yield from chosen(fields, list(known))
     for kind, text in named(fields):
         if kind is one.kind:
             try:

@@ -22,6 +22,7 @@ import structlog
 from imagend import files, references
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE, Catalog, Entry, Key
+from imagend.control import chosen
 from imagend.daemon.watch import watch
 from imagend.errors import JobFailed, RetiredModel
 from imagend.hashes import Hashes, HashFile, hash_file, stamp
@@ -87,7 +88,11 @@ class Librarian:
 
     def check_active(self, spec: Mapping[str, Any], accepted: datetime) -> None:
         """That none of the models that a spec names was retired before its job was taken in. Raises RetiredModel."""
-        for kind, name in named(spec):
+        wanted = named(spec)
+        if spec.get("control"):
+            there = [name for kind, name in self.catalog.entries if kind is ModelKind.CONTROLNET]
+            wanted += [(ModelKind.CONTROLNET, name) for name in chosen(spec, there)]
+        for kind, name in wanted:
             try:
                 entry = self.catalog.entry(name, kind)
             except JobFailed:  # the worker will say so
