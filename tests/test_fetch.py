@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -29,6 +30,7 @@ from imagend.cli import run
 from imagend.config import Config
 from imagend.errors import DownloadFailed, UsageError
 from imagend.fetch import download as downloading
+from imagend.fetch import install
 from imagend.fetch import tokens as token_files
 from imagend.fetch.addresses import Address, checked, is_public, resolve
 from imagend.fetch.fetcher import Fetched, Fetcher, Wish
@@ -406,6 +408,39 @@ def test_a_name_leads_nowhere_else(place: Place, name: str) -> None:
         place.fetch("20", name=name or ".")
     fetched = place.fetch("20")  # a stranger's name is tamed
     assert fetched.path.parent == place.root / "loras"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_folder_on_another_disk(place: Place, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """A rename cannot go there, so a copy is made beside and renamed: never half a model under its name."""
+    rename = install.files.rename
+
+    def across(source: Path, target: Path) -> None:
+        if ".fetch" in source.parts and ".fetch" not in target.parts:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(install.files, "rename", across)
+    if whole:
+        hugging_face(place.server, folder_of(SHAPES_XL))
+        fetched = place.fetch("https://huggingface.co/org/repo", name="shapes")
+        assert Models(place.root).find(f"shapes@{fetched.sha256}").path == fetched.path
+    else:
+        civitai(place.server)
+        fetched = place.fetch("20")
+        assert fetched.path.read_bytes() == DATA
+    hidden = [path for path in place.left() if "/." in f"/{path}"]
+    assert hidden == []
+
+
+def test_a_disk_that_refuses_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    civitai(place.server)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+
+    monkeypatch.setattr(install.files, "move", refuse)
+    assert "the disk refused" in place.refused("20", None)
 
 
 # Limits
