@@ -25,6 +25,13 @@ def printable(text: str) -> str:
 ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
 """As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 
-PICTURE = r"^[^/.:][^/:]*/[^/.:][^/:]*$"
+PICTURE = r"^(sha256:[0-9a-f]{64}|[^/.:][^/:]*/[^/.:][^/:]*)$"
+MAX_PICTURE_BYTES = 32 * 2**20
 PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterValidator(printable)]
-"""An input picture: ENTITY/VIEW, a key into the listing of reference/, never a path."""
+"""An input picture: ENTITY/VIEW, a key into the listing of reference/, never a path; or the digest of one that was sent
+along."""
+
+
+def digest_of(picture: str) -> str | None:
+    """The SHA-256 by which a picture that was sent along is named; None of one in reference/."""
+    return picture.removeprefix("sha256:") if picture.startswith("sha256:") else None

@@ -74,6 +74,23 @@ class Inbox:
         with self._place(name) as place:
             return files.read_untrusted(Path(place), MAX_JOB_BYTES)
 
+    def attachment(self, name: str, leaf: str, limit: int) -> bytes:
+        """A file in files/ beside the job file `name`, or else in the inbox's own; see files.read_untrusted()."""
+        for folder in dict.fromkeys((name.rpartition("/")[0], "")):
+            with suppress(*GONE), self._attachments(folder) as fd:
+                return files.read_untrusted(Path(f"/proc/self/fd/{fd}/{leaf}"), limit)[0]
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), leaf)
+
+    def sweep_attachments(self, before: float) -> None:
+        """Remove what lies in files/, here and one level down, from before a moment of the inbox's clock."""
+        with os.scandir(self.root) as entries:
+            folders = [entry.name for entry in entries if _is_job_name(entry.name) and _is_folder(entry)]
+        for folder in ("", *folders):
+            with suppress(OSError), self._attachments(folder) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    if not _is_folder(entry) and entry.stat(follow_symlinks=False).st_ctime < before:
+                        os.unlink(entry.name, dir_fd=fd)
+
     def remove(self, name: str, known: Identity) -> None:
         """Unlink the file that was read; if its sender has put another one in its place, that one stays."""
         with self._place(name) as place:
@@ -131,6 +148,15 @@ class Inbox:
             yield fd
 
     @contextmanager
+    def _attachments(self, folder: str) -> Iterator[int]:
+        with self._folder(folder) as parent:
+            fd = os.open(ATTACHMENTS, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    @contextmanager
     def _rejected(self, folder: str) -> Iterator[str]:
         """rejected/ or a client's folder in it, made if it is not there."""
         with ExitStack() as stack:
@@ -153,6 +179,10 @@ GONE = (FileNotFoundError, NotADirectoryError)
 
 def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 def _is_job_name(name: str) -> bool:

@@ -152,8 +152,8 @@ class Generate(Frozen):
     )
     image: PictureName | None = Field(
         None,
-        description="A picture to begin with (img2img), by its name in reference/: ENTITY/VIEW. It is scaled to cover "
-        "width x height, and what is over is cut off around the middle.",
+        description="A picture to begin with (img2img): ENTITY/VIEW in reference/, or sha256:… of one that was sent "
+        "along. It is scaled to cover width x height, and what is over is cut off around the middle.",
     )
     strength: float | None = Field(
         None,

@@ -42,7 +42,7 @@ _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
     CLIENT_NAME: "must be a client's name as in allowed_signers, 1 to 64 letters, digits and any of . _ @ + -",
     MODEL_NAME: "must be a model's name as `imagend models` lists it, no path: without . or .. and no / at its ends",
-    PICTURE: "must be a picture in reference/, ENTITY/VIEW, as `imagend references` lists them",
+    PICTURE: "must be ENTITY/VIEW, as `imagend references` lists them, or sha256: and 64 digits, of a file sent along",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from imagend import files
+from imagend import attachments, files
 from imagend.errors import SpoolLocked, SpoolUnusable
 from imagend.job import Ref
 
@@ -55,6 +55,7 @@ class Ticket(NamedTuple):
 class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.attachments = attachments.Attachments(root / attachments.FOLDER)
         self._lock: FileLock | None = None
         self._new: list[Path] = []
         self._known: list[Path] = []
@@ -167,6 +168,7 @@ class Spool:
         self._move(outcomes, State.ACTIVE, State.DONE)
         for ref in outcomes:  # an interrupted claim left both names
             self._path(State.PENDING, ref).unlink(missing_ok=True)
+            self.attachments.release(ref)
 
     def where(self, ref: Ref) -> State | None:
         """The state of a job, the latest if it stands in two; None if there is no such job."""

@@ -119,7 +119,9 @@ class Home:
             outputs=outputs,
             librarian=librarian,
             executor=executor(mailbox),
-            doors=[Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes],
+            doors=[
+                Door(inbox, Policy(config, AllowedSigners.parse("", "")), spool.attachments) for inbox in config.inboxes
+            ],
             mailbox=mailbox,
         )
         daemon.settings.read_keys()

@@ -77,7 +77,7 @@ def plain() -> Any:
     return load_plain()
 
 
-def load_plain() -> Any:
-    pipe = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, dtype=torch.float32, add_watermarker=False)
+def load_plain(folder: Path = EMBEDDED, dtype: Any = torch.float32) -> Any:
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtype, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -32,6 +32,7 @@ from imagend.inbox import identity
 from imagend.job import MAX_JOB_BYTES, Ref
 from imagend.signers import NAMESPACE, AllowedSigners
 from imagend.signing import Key, job_id, seal
+from imagend.spool import Spool
 
 GRACE_S = 60.0  # file_grace_s of the configuration in use
 NOBODY = 65534
@@ -54,7 +55,8 @@ def never_hang() -> Iterator[None]:
 def make_door(home: Home, inbox: Path | None = None, **settings: Any) -> Door:
     config = home.config.model_copy(update={"file_grace_s": GRACE_S} | settings)
     text = (home.root / "keys" / "allowed_signers").read_text()
-    return Door(inbox or config.inboxes[0], Policy(config, AllowedSigners.parse(text, "allowed_signers")))
+    policy = Policy(config, AllowedSigners.parse(text, "allowed_signers"))
+    return Door(inbox or config.inboxes[0], policy, Spool(config.spool).attachments)
 
 
 @pytest.fixture
@@ -654,7 +656,12 @@ def test_a_job_that_may_not_come_in_is_told_why(
     home: Home, fields: dict[str, str], code: str, status: int, parts: tuple[str, ...]
 ) -> None:
     policy = make_door(home).policy
-    door = Door(home.config.inboxes[0], policy, wall=lambda: datetime(2026, 11, 22, 12, tzinfo=UTC))
+    door = Door(
+        home.config.inboxes[0],
+        policy,
+        Spool(home.config.spool).attachments,
+        wall=lambda: datetime(2026, 11, 22, 12, tzinfo=UTC),
+    )
     home.drop("a.json", **fields)
     assert take(door) == []
     assert inbox(home) == []

@@ -15,6 +15,7 @@ from conftest import Home, run_until_idle
 from test_door import GRACE_S, inbox, make_door, rejected, take
 
 from imagend import files
+from imagend.attachments import Attachments
 from imagend.daemon.intake import Arrival, Door
 from imagend.inbox import PROBE
 from imagend.job import MAX_JOB_BYTES, Ref
@@ -211,7 +212,12 @@ def test_the_clock_of_an_inbox_is_measured_and_leaves_no_trace(home: Home, monke
 
 def test_the_longest_wait_is_told_by_the_inboxs_clock(home: Home) -> None:
     at = datetime.now(UTC)
-    door = Door(home.config.inboxes[0], make_door(home).policy, wall=lambda: at + timedelta(minutes=3))
+    door = Door(
+        home.config.inboxes[0],
+        make_door(home).policy,
+        Attachments(home.root / "none"),
+        wall=lambda: at + timedelta(minutes=3),
+    )
     home.drop("a.json")
     take(door)
     assert door.delay_s is None  # whose clock it is is not known

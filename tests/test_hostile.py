@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagend import files, signing
+from imagend.attachments import Attachments
 from imagend.daemon.intake import Door, Policy
 from imagend.errors import BadKeys, UnknownModel
 from imagend.job import MAX_JOB_BYTES, Ref
@@ -37,7 +38,8 @@ each = settings(deadline=None, database=None, suppress_health_check=[HealthCheck
 
 def make_door(home: Home) -> Door:
     text = (home.root / "keys" / "allowed_signers").read_text()
-    return Door(home.config.inboxes[0], Policy(home.config, AllowedSigners.parse(text, "allowed_signers")))
+    policy = Policy(home.config, AllowedSigners.parse(text, "allowed_signers"))
+    return Door(home.config.inboxes[0], policy, Attachments(home.config.spool / "attachments"))
 
 
 def take_all(door: Door) -> list[Ref]:
@@ -137,12 +139,13 @@ CHILD = """
 import resource, signal, sys
 from pathlib import Path
 from imagend import config
+from imagend.attachments import Attachments
 from imagend.daemon.intake import Door, Policy
 from imagend.signers import AllowedSigners
 root = Path(sys.argv[1])
 settings = config.load(root / "config.yaml")
 signers = AllowedSigners.parse((root / "keys" / "allowed_signers").read_text(), "allowed_signers")
-door = Door(settings.inboxes[0], Policy(settings, signers))
+door = Door(settings.inboxes[0], Policy(settings, signers), Attachments(settings.spool / "attachments"))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, used + 2**25))
 signal.alarm(100)

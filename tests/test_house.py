@@ -62,6 +62,7 @@ WORDS = {
     "fetch_settings",
 }
 SHELVES = {
+    "attachments",
     "files",
     "inbox",
     "spool",
@@ -82,6 +83,7 @@ HEAVY = {"torch", "cv2", "diffusers", "transformers", "compel", "PIL", "numpy", 
 MAY_IMPORT = {
     **dict.fromkeys(WORDS, WORDS),
     **dict.fromkeys(SHELVES, WORDS | {"files"}),
+    "spool": WORDS | {"files", "attachments"},
     "models": WORDS | {"files", "weights", "model_folders", "hashes"},
     "catalog": WORDS | {"models"},
     "survey": WORDS | {"models", "catalog", "model_folders", "records"},

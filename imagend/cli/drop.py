@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 from imagend import files, jobfile
 from imagend.config import Config
 from imagend.errors import UsageError
+from imagend.fields import MAX_PICTURE_BYTES
+from imagend.inbox import ATTACHMENTS
 from imagend.job import JOB_SCHEMA, Ref
 from imagend.signing import job_id, seal, sign
 
@@ -37,13 +42,43 @@ def drop(config: Config, body: bytes) -> Ref:
 
 
 def put(config: Config, raw: bytes, ref: Ref) -> Ref:
-    inbox = config.inboxes[0]
-    own = inbox / ref.client
+    with _inbox(config, ref.client) as inbox:
+        _put(inbox, f"{ref.id}.json", raw)
+    return ref
+
+
+def read_picture(path: Path) -> tuple[str, bytes]:
+    """A picture that is to be sent along: the name by which a job names it, and its bytes. Raises UsageError."""
     try:
-        _put(own if own.is_dir() else inbox, f"{ref.id}.json", raw)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"Cannot read the picture {path}: {error.strerror}.") from None
+    if len(raw) > MAX_PICTURE_BYTES:
+        raise UsageError(
+            f"The picture {path} has {len(raw)} bytes; at most {MAX_PICTURE_BYTES} are taken. Make it smaller."
+        )
+    return f"sha256:{hashlib.sha256(raw).hexdigest()}", raw
+
+
+def send_along(config: Config, pictures: Mapping[str, bytes]) -> None:
+    """Put pictures, by the names of read_picture(), where the job that comes next finds them."""
+    with _inbox(config, config.client.name) as inbox:
+        for name, raw in pictures.items():
+            folder = inbox / ATTACHMENTS
+            if not folder.is_dir():
+                files.make_folder(folder)
+                folder.chmod(inbox.stat().st_mode & 0o7777)  # who may drop jobs may drop pictures
+            _put(folder, name.removeprefix("sha256:"), raw)
+
+
+@contextmanager
+def _inbox(config: Config, client: str) -> Iterator[Path]:
+    """The folder for a client's files. An OSError within becomes a UsageError."""
+    inbox = config.inboxes[0]
+    try:
+        yield inbox / client if (inbox / client).is_dir() else inbox
     except OSError as error:
         raise UsageError(f"Cannot write to the inbox {inbox}: {error.strerror}. Run: imagend check") from None
-    return ref
 
 
 def _put(folder: Path, name: str, raw: bytes) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
@@ -14,6 +16,7 @@ from imagend.cli.look import Sight, look, read
 from imagend.cli.watch import EXIT_STATUS, TIMED_OUT, parse_ref, shower, wait
 from imagend.config import Config
 from imagend.errors import Rejected, UsageError
+from imagend.fields import digest_of
 from imagend.job import Ref
 from imagend.likeness import Difference, Likeness, Picture
 from imagend.outputs import MANIFEST
@@ -25,6 +28,14 @@ _SHOWN = 60
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id, or CLIENT/ID")
     parser.add_argument("--client", metavar="NAME", help="whose job it was; you paint it again as yourself")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a picture that had been sent along with it; give it again for more of them",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     parser.add_argument("--timeout", type=float, metavar="S", help="stop waiting after so many seconds")
     parser.epilog = (
@@ -38,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     ref = parse_ref(arguments.id, config)
     ref = Ref(arguments.client or ref.client, ref.id)
     manifest = _manifest(config, ref)
-    again = _send(config, ref, manifest)
+    again = _send(config, ref, manifest, arguments.image)
     sight = wait(config, again, arguments.timeout, (lambda _: None) if arguments.json else shower(config, again))
     found = likeness.compare(manifest, sight.document) if sight and sight.outcome == "succeeded" else None
     if arguments.json:
@@ -63,13 +74,30 @@ def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
     return manifest
 
 
-def _send(config: Config, ref: Ref, manifest: dict[str, Any]) -> Ref:
+def _send(config: Config, ref: Ref, manifest: dict[str, Any], images: Sequence[Path]) -> Ref:
     spec = {key: value for key, value in manifest["spec"].items() if value is not None}
     fields = {"kind": manifest["kind"], "label": f"replay of {ref}"} | spec
+    pictures = _pictures(ref, spec, images)
     try:
-        return drop.drop(config, drop.compose(fields))
+        body = drop.compose(fields)
+        drop.send_along(config, pictures)
+        return drop.drop(config, body)
     except Rejected as error:  # its manifest is of another version
         raise UsageError(f"This imagend cannot paint {ref} again: {error}") from None
+
+
+def _pictures(ref: Ref, spec: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, bytes]:
+    """What has to be sent along once more: the daemon keeps none. Raises UsageError."""
+    named = [holder.get("image") for holder in (spec, *spec.get("control", ()))]
+    wanted = {name for name in named if isinstance(name, str) and digest_of(name) is not None}
+    given = dict(drop.read_picture(path) for path in paths)
+    if missing := sorted(wanted - given.keys()):
+        raise UsageError(
+            f"{ref} was painted with a picture that had been sent along ({missing[0]}): give it, --image FILE"
+        )
+    if given.keys() - wanted:
+        raise UsageError(f"{ref} was not painted with one of the pictures of --image. Leave it out.")
+    return given
 
 
 def _lines(ref: Ref, found: Likeness) -> list[str]:

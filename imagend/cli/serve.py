@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     logs.set_up()
     mailbox: Mailbox = queue.SimpleQueue()
     spool, outputs = Spool(config.spool), Outputs(config.outputs)
-    doors = [Door(inbox, Policy(config, AllowedSigners.parse("", ""))) for inbox in config.inboxes]
+    doors = [Door(inbox, Policy(config, AllowedSigners.parse("", "")), spool.attachments) for inbox in config.inboxes]
     executor = LocalExecutor(config.slots(), config.models, mailbox, config.for_workers())
     survey = Survey(Models(config.models, config.extra_model_paths))
     try:

@@ -18,7 +18,7 @@ from imagend.errors import Rejected, UsageError
 from imagend.job import SPECS, Header, Ref
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "image")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,17 +50,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a LoRA and how strongly it acts (1 if left out); give it again for more of them",
     )
     for option, plain, what in (
-        ("--control", False, "a ControlNet, or the type canny, pose or depth, and the control picture in reference/"),
+        ("--control", False, "a ControlNet, or the type canny, pose or depth, and the control picture, as for --image"),
         ("--control-from", True, "the same of a plain picture, from which the control picture is made first"),
     ):
         fields.add_argument(
             option,
             dest="field_control",
-            metavar="NAME=ENTITY/VIEW[:STRENGTH]",
+            metavar="NAME=PICTURE[:STRENGTH]",
             action="append",
             type=partial(_control, plain),
             help=f"{what}; give it again for more of them",
         )
+    fields.add_argument(
+        "--image",
+        dest="field_image",
+        metavar="PICTURE",
+        help="a picture to begin with (img2img): a file of yours, which is sent along, or ENTITY/VIEW as `imagend "
+        "references` lists them",
+    )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
     )
@@ -77,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--{next(iter(given)).replace('_', '-')} goes with `submit generate`; with --file put it into the file."
         )
     try:
-        ref = _from_file(config, arguments.file) if arguments.file else drop.drop(config, _from_options(given))
+        ref = _from_file(config, arguments.file) if arguments.file else _from_options(config, given)
     except Rejected as error:
         raise UsageError(f"Not sent: {error}") from None
     except UnicodeEncodeError:
@@ -106,7 +113,19 @@ def _control(plain: bool, text: str) -> dict[str, Any]:
     return named | ({"control_strength": _number(strength)} if colon else {}) | ({"preprocess": True} if plain else {})
 
 
-def _from_options(given: dict[str, Any]) -> bytes:
+def _from_options(config: Config, given: dict[str, Any]) -> Ref:
+    """Pictures that are files here are sent along."""
+    pictures = {}
+    for holder in (given, *given.get("control", ())):
+        if holder.get("image") and Path(holder["image"]).is_file():
+            holder["image"], raw = drop.read_picture(Path(holder["image"]))
+            pictures[holder["image"]] = raw
+    body = _compose(given)
+    drop.send_along(config, pictures)
+    return drop.drop(config, body)
+
+
+def _compose(given: dict[str, Any]) -> bytes:
     """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
     schema = Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"]
     fields: dict[str, Any] = {"kind": "generate"}

@@ -18,8 +18,9 @@ from threading import Event
 import structlog
 
 from imagend import files, jobfile
+from imagend.attachments import Attachments
 from imagend.config import Config
-from imagend.daemon import discreet, limits
+from imagend.daemon import discreet, limits, sent_along
 from imagend.daemon.held import Held, Why
 from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, UnknownJob, Unsigned
 from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
@@ -29,6 +30,7 @@ from imagend.signing import unseal
 
 log = structlog.get_logger()
 
+Wall = Callable[[], datetime]
 MAX_BATCH = 256
 LATER = "later"
 Verdict = Rejected | str | None
@@ -84,8 +86,8 @@ class Door:
     them are listed now and then, not for each batch. One that comes in between need not wait for all the others.
     """
 
-    def __init__(self, inbox: Path, policy: Policy, wall: Callable[[], datetime] | None = None) -> None:
-        self.inbox, self.policy = inbox, policy
+    def __init__(self, inbox: Path, policy: Policy, attachments: Attachments, wall: Wall | None = None) -> None:
+        self.inbox, self.policy, self._attachments = inbox, policy, attachments
         self.hint = Event()
         self.looked_at = time.monotonic()
         self.trouble: str | None = None
@@ -144,6 +146,7 @@ class Door:
         self._measure_at = now + MEASURE_S
         try:
             self.skew_s = self._inbox.skew_s()
+            self._inbox.sweep_attachments(self._wall().timestamp() + self.skew_s - sent_along.LIFETIME_S)
         except OSError:  # we may have no leave to write here
             self.skew_s = None
 
@@ -218,7 +221,7 @@ class Door:
             arrival = Arrival(name, known, status.st_ctime, raw, self._verify(name, raw, status.st_size))
         except GONE:
             self._held.release(name)
-        except (Unsigned, Holes, NotAJobName, Unreadable) as reason:  # perhaps not finished, or a server in trouble
+        except (Unsigned, Holes, NotAJobName, Unreadable, *sent_along.LATE) as reason:  # not whole? a server's fault?
             if unfinished:
                 self._reject(name, known, reason)
             else:
@@ -252,6 +255,7 @@ class Door:
             item = jobfile.parse(client, body)
             jobfile.check_window(item.header, now)
             admit(item, self.policy.config)
+            sent_along.take(item, name, self._inbox, self._attachments, self.policy.config)
         except Rejected as reason:
             reason.client = client
             raise

@@ -25,6 +25,7 @@ from imagend.catalog import FILE, Catalog, Entry, Key
 from imagend.control import chosen
 from imagend.daemon.watch import watch
 from imagend.errors import JobFailed, RetiredModel
+from imagend.fields import digest_of
 from imagend.hashes import Hashes, HashFile, hash_file, stamp
 from imagend.model_names import named
 from imagend.models import Model, digest
@@ -75,8 +76,8 @@ class Librarian:
         return self.catalog.find(name, kind)
 
     def pictures(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Where the reference pictures of these names are. Raises UnknownReference."""
-        return {name: str(self.library.find(name)) for name in names}
+        """Where those of these pictures are that lie in reference/. Raises UnknownReference."""
+        return {name: str(self.library.find(name)) for name in names if digest_of(name) is None}
 
     def known(self, spec: Mapping[str, Any]) -> dict[str, str]:
         """SHA-256 by stamp of the files of the models that a spec names, as far as they are known."""

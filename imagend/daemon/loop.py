@@ -207,7 +207,7 @@ class Daemon:
             spec = complete(job.spec, ref, self.settings.config, model)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)
-            pictures = self.librarian.pictures(spec.pictures)
+            pictures = self.librarian.pictures(spec.pictures) | self.spool.attachments.places(ref, spec.pictures)
         except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return

@@ -17,7 +17,7 @@ from imagend.daemon.turn import Turn
 from imagend.errors import QueueFull, RateLimited, UnknownJob
 from imagend.job import CancelRequest, Job, Outcome, Ref
 from imagend.outputs import Outputs
-from imagend.spool import Spool
+from imagend.spool import Spool, State
 
 log = structlog.get_logger()
 
@@ -74,9 +74,12 @@ class Reception:
             try:
                 self.gate.admit(job.signer, self.turn, self.config())
             except (QueueFull, RateLimited) as refusal:
+                self.spool.attachments.release(job.ref)
                 return refusal
         if ended or not self.spool.accept(job.ref, raw):
             log.info("known already", job=str(job.ref))
+            if ended or self.spool.where(job.ref) is State.DONE:
+                self.spool.attachments.release(job.ref)
         else:
             self.turn.add(job.ref, job.header.priority)
             accepted.append(job)

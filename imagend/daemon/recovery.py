@@ -64,6 +64,7 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
             queued.append(Queued(ref, priority))
     ending.tidy()
     outputs.sweep({entry.ref for entry in queued})
+    spool.attachments.sweep({entry.ref for entry in queued})
     return queued
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from imagend.errors import BadPicture
+from imagend.fields import digest_of
 from imagend.worker.decode import decode, read_picture
 
 
@@ -43,8 +45,11 @@ def describe(pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
 
 def _open(name: str, path: Path) -> Picture:
     raw = read_picture(path, name)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if digest_of(name) not in (None, sha256):
+        raise BadPicture(name, "the disk gave other bytes than were sent", "Send it again, with another job")
     image = decode(raw, name)
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    return Picture(image, hashlib.sha256(raw).hexdigest())
+    return Picture(image, sha256)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,26 @@ def test_transparency_is_white_and_orientation_is_honoured(painter: Painter, bar
     flat.rotate(90).save(tmp_path / "turned.png", exif=exif)
     painter.run(tmp_path / "b", {NAME: tmp_path / "turned.png"}, **QUICK, seed=3)
     assert (pixels(tmp_path / "b" / "0000.png") == plainly(bare, flat, 3)).all()
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+@pytest.mark.parametrize("upcast", [False, True])
+def test_in_half_precision_also_where_the_vae_is_kept_in_float32(square: Path, tmp_path: Path, upcast: bool) -> None:
+    """As on a GPU. diffusers widens and narrows such a VAE around the encoding and again around the decoding."""
+    folder = tmp_path / "models" / "diffusers" / "shapes-xl"
+    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("*.py"))
+    settings = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps(settings | {"force_upcast": upcast}))
+    painter = Painter(tmp_path / "models")
+    painter.pipelines.dtype = torch.float16
+    small = {"width": 64, "height": 64}
+    ended = painter.run(tmp_path / "a", {NAME: square}, **QUICK, **small, seed=7, count=2)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    assert painter.pipelines.switch.pipe.vae.dtype is (torch.float32 if upcast else torch.float16)
+    half = load_plain(folder, torch.float16)
+    image = ImageOps.fit(Image.open(square), (64, 64), Image.Resampling.LANCZOS)
+    for index, seed in enumerate((7, 8)):
+        assert (pixels(tmp_path / "a" / f"{index:04d}.png") == plainly(half, image, seed)).all()
 
 
 def test_with_a_lora_and_the_base_is_itself_again(bare: Any, plain: Any, square: Path, tmp_path: Path) -> None:
