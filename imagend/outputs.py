@@ -8,6 +8,7 @@ draft is made with that group, which a rename keeps.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import hashlib
 import json
@@ -36,9 +37,11 @@ class Outputs:
     def __init__(self, root: Path) -> None:
         self.root, self._drafts = root, root / DRAFTS
         self._groups: Mapping[str, str] = {}
-        self._distrusted: set[Ref] = (
-            set()
-        )  # the disk may have refused their bytes: what is sealed again is written anew
+        self._distrusted: set[Ref] = set()
+        """The disk may have refused their bytes: what is sealed again is written anew."""
+        self._begun: dict[Ref, list[Path]] = {}
+        """What of it is yet to be synced."""
+        self._published: set[Ref] = set()
 
     def open(self) -> None:
         files.make_folder(self._drafts, 0o700)
@@ -96,13 +99,17 @@ class Outputs:
             _discard(folder / stray)
 
     def publish(self, ref: Ref, manifest: Manifest) -> None:
-        """Commit: once this rename is durable, the job has ended. It may be repeated after an error."""
-        target = self.root / ref.client / ref.id
+        """Show it, whole: all in it is durable. Once confirm() has returned, the job has ended for good.
+
+        It may be repeated after an error.
+        """
+        self.begin(ref, manifest)
+        self.complete(ref)
+
+    def begin(self, ref: Ref, manifest: Manifest) -> None:
+        """Write all. It becomes durable by complete(), or together with what is synced before (`unsynced`)."""
         if self.ended(ref):
-            files.sync(target.parent)
             return
-        if target.exists():  # not ours: whatever it is, it must neither stop us nor be lost
-            files.move(target, target.with_name(f".{ref.id}.{time.time_ns()}"))
         folder = self.draft(ref)
         self._distrusted.add(ref)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -111,11 +118,37 @@ class Outputs:
         for path in contents:
             path.chmod(0o640)
         folder.chmod(0o750 | stat.S_IMODE(folder.stat().st_mode) & stat.S_ISGID)
-        files.sync_all([*contents, folder])
-        self._folder_of(ref.client, self.root)
-        files.rename(folder, target)
-        files.sync(target.parent)
-        self._distrusted.discard(ref)
+        self._begun[ref] = [*contents, folder]
+
+    def complete(self, ref: Ref) -> None:
+        """Make durable what was begun, if it is not yet, and show it. What this refuses is to be begun anew."""
+        target = self.root / ref.client / ref.id
+        if not self.ended(ref):
+            contents = self._begun.pop(ref, None)
+            if contents is None:
+                raise OSError(errno.EIO, "a sync for several failed", str(self.draft(ref)))
+            files.sync_all(contents)
+            if target.exists():  # not ours: whatever it is, it must neither stop us nor be lost
+                files.move(target, target.with_name(f".{ref.id}.{time.time_ns()}"))
+            self._folder_of(ref.client, self.root)
+            files.rename(self.draft(ref), target)
+        self._published.add(ref)
+
+    def unsynced(self) -> list[Path]:
+        """What was begun, for whoever syncs at this moment anyway; who must then say how it went."""
+        return [path for paths in self._begun.values() for path in paths]
+
+    def synced(self, well: bool) -> None:
+        if well:
+            self._begun = {ref: [] for ref in self._begun}
+        else:  # whose bytes were lost is not known
+            self._begun.clear()
+
+    def confirm(self) -> None:
+        """Make durable that what was published since is there: one sync for all of a client's."""
+        files.sync_all({self.root / ref.client for ref in self._published})
+        self._distrusted -= self._published
+        self._published.clear()
 
     def empty_draft(self, ref: Ref) -> None:
         """Forget what was painted: a failed or cancelled job publishes no pictures."""

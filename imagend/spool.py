@@ -137,9 +137,11 @@ class Spool:
                 path.unlink(missing_ok=True)
         self._new, self._known, self._folders = [], [], set()
 
-    def claim(self, ref: Ref) -> int:
+    def claim(self, ref: Ref, sync_too: Iterable[Path] = ()) -> int:
         """Take a pending job; return which attempt this is, counting from 1. Durable, so before the work: a job that
         kills the machine must run out of attempts. But a claim that never got so far is taken up again, not counted.
+
+        `sync_too`: other paths that shall be durable, in the same commit of a journalled file system.
         """
         events, journal = self._events(ref), self._journal(ref)
         first = [journal] if journal.exists() else [journal, journal.parent]
@@ -148,7 +150,7 @@ class Spool:
         else:
             self.note(ref, "claimed")
             events.append("claimed")
-        self._move([ref], State.PENDING, State.ACTIVE, sync_first=first)
+        self._move([ref], State.PENDING, State.ACTIVE, sync_first=[*first, *sync_too])
         return _attempts(events)
 
     def requeue(self, ref: Ref, why: str) -> None:

@@ -101,7 +101,8 @@ def reject_before_the_reason(patch: pytest.MonkeyPatch) -> None:
 
 
 def claim_after_the_move(patch: pytest.MonkeyPatch) -> None:
-    def claim(self: Spool, ref: Ref) -> int:
+    def claim(self: Spool, ref: Ref, sync_too: Iterable[Path] = ()) -> int:
+        files.sync_all(list(sync_too))
         self._move([ref], State.PENDING, State.ACTIVE)
         self.note(ref, "claimed", durable=True)
         return self.attempts(ref)
@@ -113,7 +114,8 @@ def run_before_the_claim(patch: pytest.MonkeyPatch) -> None:
     real, send = Spool.claim, Painter.send
     late: list[Callable[[], object]] = []
 
-    def claim(self: Spool, ref: Ref) -> int:
+    def claim(self: Spool, ref: Ref, sync_too: Iterable[Path] = ()) -> int:
+        files.sync_all(list(sync_too))
         late.append(lambda: real(self, ref))
         return self.attempts(ref) + 1
 
@@ -172,7 +174,11 @@ def leave_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
 
 def publish_unsynced(patch: pytest.MonkeyPatch) -> None:
-    _sync_less(patch, Outputs, "publish", lambda path: True)
+    _sync_less(patch, Outputs, "complete", lambda path: True)
+
+
+def publish_with_a_claim_unsynced(patch: pytest.MonkeyPatch) -> None:
+    _sync_less(patch, Spool, "claim", lambda path: ".drafts" in path.parts)
 
 
 def _sync_less(patch: pytest.MonkeyPatch, owner: type, verb: str, lost: Callable[[Path], bool]) -> None:
@@ -188,28 +194,33 @@ def _sync_less(patch: pytest.MonkeyPatch, owner: type, verb: str, lost: Callable
 
 
 def manifest_after_the_move(patch: pytest.MonkeyPatch) -> None:
-    def publish(self: Outputs, ref: Ref, manifest: Manifest) -> None:
+    late: dict[Ref, Manifest] = {}
+
+    def complete(self: Outputs, ref: Ref) -> None:
         target = self.root / ref.client / ref.id
         files.make_folder(target.parent)
         files.sync(self.draft(ref))
         files.move(self.draft(ref), target)
-        files.write(target / MANIFEST, manifest.model_dump_json().encode())
+        files.write(target / MANIFEST, late.pop(ref).model_dump_json().encode())
 
-    patch.setattr(Outputs, "publish", publish)
+    patch.setattr(Outputs, "begin", lambda self, ref, manifest: late.update({ref: manifest}))
+    patch.setattr(Outputs, "complete", complete)
 
 
 def put_away_before_publishing(patch: pytest.MonkeyPatch) -> None:
-    publish = Outputs.publish
+    complete, confirm = Outputs.complete, Outputs.confirm
     late: list[Callable[[], None]] = []
 
     def tidy(self: Ending) -> None:
         self.spool.finish(self._untidied)
         while late:
             late.pop()()
+        confirm(self.outputs)
         self.outputs.announce(self._untidied)
         self._untidied.clear()
 
-    patch.setattr(Outputs, "publish", lambda *arguments: late.append(lambda: publish(*arguments)))
+    patch.setattr(Outputs, "complete", lambda *arguments: late.append(lambda: complete(*arguments)))
+    patch.setattr(Outputs, "confirm", lambda self: None)
     patch.setattr(Ending, "tidy", tidy)
 
 

@@ -169,9 +169,9 @@ def big_scene(home: Home, kind: type[AnyScene]) -> AnyScene:
     scene = kind(home)
     scene.add("cancelled", prompt="stay", priority=9, late_twin=True)  # while running
     scene.add("cancelled", prompt="never painted", priority=0)  # while queued
-    scene.add("succeeded", prompt="two pictures", seed=7, count=2)
-    scene.add("succeeded", prompt="dropped twice", twins=2)
-    scene.add("failed", "INVALID_PARAMETERS", prompt="fail")
+    scene.add("succeeded", prompt="two pictures", seed=7, count=2, priority=8)  # these three one after the other
+    scene.add("succeeded", prompt="dropped twice", twins=2, priority=7)
+    scene.add("failed", "INVALID_PARAMETERS", prompt="fail", priority=6)
     scene.add("failed", "WORKER_DIED", prompt="die")
     scene.add("succeeded", prompt="stop", priority=1)  # meets a clean stop of the daemon
     scene.add_junk("refused.json", home.sealed(widht=64), "INVALID_PARAMETERS")

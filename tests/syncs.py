@@ -109,7 +109,7 @@ def sync_point(op: Op) -> str:
 
 
 def anonymous(text: str) -> str:
-    return re.sub("[0-9a-f]{20}", "ID", text)
+    return re.sub(r"/\d{4}\.png", "/PICTURE", re.sub("[0-9a-f]{20}", "ID", text))
 
 
 # The reader

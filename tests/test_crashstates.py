@@ -35,8 +35,6 @@ from scene import (
 from syncs import Step, SyncKiller, TracedScene, Tracer
 
 from imagend import config as configuration
-from imagend.job import Ref
-from imagend.manifest import Manifest
 from imagend.outputs import Outputs
 from imagend.signers import NAMESPACE
 from imagend.signing import Key
@@ -147,14 +145,15 @@ def record(scene: TracedScene, new: bool = False, dies_at: int | None = None) ->
     if not new:
         start(replace(scene)).spool.close()
     before = snapshot(scene.home.root)
-    publish = Outputs.publish
+    confirm = Outputs.confirm
 
-    def telling(self: Outputs, ref: Ref, manifest: Manifest) -> None:
-        publish(self, ref, manifest)
-        scene.trace.append(Step(Op("published", ref.id)))
+    def telling(self: Outputs) -> None:
+        published = sorted(self._published)
+        confirm(self)
+        scene.trace.extend(Step(Op("published", ref.id)) for ref in published)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Outputs, "publish", telling)
+        patch.setattr(Outputs, "confirm", telling)
         if dies_at is not None:
             assert kill(scene, SyncKiller(scene, dies_at)) == KILLED
             scene.trace.extend(pickle.loads(scene.will.read_bytes()))  # noqa: S301
@@ -284,10 +283,11 @@ NEEDED = {
     "accept: spool/pending": one,
     "claim: spool/journal/alice/ID.jsonl": workers_die,
     "claim: spool/active/alice": one,
-    "publish: outputs/.drafts/alice/ID/0001.png": two_pictures,
-    "publish: outputs/.drafts/alice/ID/manifest.json": one,
-    "publish: outputs/.drafts/alice/ID": one,
-    "publish: outputs/alice": one,
+    "complete: outputs/.drafts/alice/ID/PICTURE": two_pictures,
+    "complete: outputs/.drafts/alice/ID/manifest.json": one,
+    "complete: outputs/.drafts/alice/ID": one,
+    "claim: outputs/.drafts/alice/ID/manifest.json": batch,
+    "confirm: outputs/alice": one,
     "announce: outputs/results.jsonl": one,
     "finish: spool/done/alice": one,
     "stop_job: spool/journal/alice/ID.jsonl": cancelled,

@@ -53,7 +53,7 @@ class Aftermath:
         else:
             self.fail(running, Failure.of(cause), max_attempts)
 
-    def publish(self, running: Running, ended: Ended, max_attempts: int) -> None:
+    def publish(self, running: Running, ended: Ended, max_attempts: int) -> Callable[[], None] | None:
         ref = running.job.ref
         try:
             if not self.outputs.ended(ref):
@@ -63,8 +63,13 @@ class Aftermath:
         except MissingOutput as error:
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, running, ended, Failure.of(error)))
         else:
-            self.ending.end(ref, Outcome.SUCCEEDED, running, ended)
-            self.disk.worked("outputs")
+            complete = self.ending.succeed(running, ended)
+            return partial(self._published, complete)
+        return None
+
+    def _published(self, complete: Callable[[], None]) -> None:
+        complete()
+        self.disk.worked("outputs")
 
     def fail(self, running: Running, failure: Failure, max_attempts: int, ended: Ended | None = None) -> None:
         """An attempt failed; has the job?"""

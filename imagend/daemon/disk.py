@@ -15,36 +15,54 @@ from imagend.daemon.health import Health
 
 RETRY_S = 1.0
 
+Work = Callable[[], Callable[[], object] | None]
+"""Something to write. It may return its second half, for which the disk needs time."""
+
 
 class Disk:
     """`folders` are those whose file systems need room."""
 
     def __init__(self, folders: tuple[Path, ...], health: Health, clock: Callable[[], float]) -> None:
         self._folders, self._health, self._clock = folders, health, clock
-        self._owed: deque[Callable[[], None]] = deque()
+        self._owed: deque[Work] = deque()
+        self._begun: deque[tuple[Work, Callable[[], object]]] = deque()
         self._refusing = False
         self.again_at = 0.0  # the disk is left alone until then
 
     @property
     def owing(self) -> bool:
-        return bool(self._owed)
+        return bool(self._owed or self._begun)
 
-    def owe(self, work: Callable[[], None]) -> None:
+    def owe(self, work: Work) -> None:
         """`work` shall be done, in the order in which it was owed. It may be called again after an OSError."""
         self._owed.append(work)
 
-    def pay(self) -> None:
-        """Do what is owed, as far as the disk lets us."""
+    def pay(self, at_once: bool = False) -> None:
+        """Do what is owed, as far as the disk lets us. Second halves come next time, unless `at_once`."""
         if self._clock() < self.again_at:
             return
         self._refusing = False
         try:
+            self._complete()
             while self._owed:
-                self._owed[0]()
-                self._owed.popleft()
+                complete = self._owed[0]()
+                work = self._owed.popleft()
+                if complete is not None:
+                    self._begun.append((work, complete))
                 self.worked("disk")
+            if at_once:
+                self._complete()
         except OSError as error:
             self.refused("disk", error)
+
+    def _complete(self) -> None:
+        while self._begun:
+            work, complete = self._begun.popleft()
+            try:
+                complete()
+            except OSError:  # nothing of it is trusted: all of it anew
+                self._owed.appendleft(work)
+                raise
 
     def worked(self, part: str) -> None:
         self._health.trouble(part, None)

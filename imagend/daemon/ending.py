@@ -1,9 +1,10 @@
-"""How a job ends: publish its manifest, which commits; then put its file away, which tidies and can wait."""
+"""How a job ends: its manifest is published; then that is made durable and the job's file put away, in groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -35,6 +36,16 @@ class Ending:
         self._untidied: dict[Ref, str] = {}
         self._announced: set[Ref] = set()
 
+    def claim(self, ref: Ref) -> int:
+        """Spool.claim(), and in the same commit the results that are to be shown next."""
+        try:
+            attempt = self.spool.claim(ref, self.outputs.unsynced())
+        except OSError:
+            self.outputs.synced(well=False)
+            raise
+        self.outputs.synced(well=True)
+        return attempt
+
     def end(
         self,
         ref: Ref,
@@ -51,6 +62,17 @@ class Ending:
             self.outputs.empty_draft(ref)
         manifest = self._manifest(ref, outcome, running, ended, failure)
         self.outputs.publish(ref, manifest)
+        self.finish(ref, manifest)
+
+    def succeed(self, running: Running, ended: Ended) -> Callable[[], None]:
+        """End a job that was painted, in two halves: the disk has time between them. Returns the second."""
+        ref = running.job.ref
+        manifest = self._manifest(ref, Outcome.SUCCEEDED, running, ended, None)
+        self.outputs.begin(ref, manifest)
+        return partial(self._complete, ref, manifest)
+
+    def _complete(self, ref: Ref, manifest: Manifest) -> None:
+        self.outputs.complete(ref)
         self.finish(ref, manifest)
 
     def finish(self, ref: Ref, manifest: Manifest) -> None:
@@ -78,6 +100,7 @@ class Ending:
 
         May be repeated after an OSError.
         """
+        self.outputs.confirm()
         self.outputs.announce([ref for ref in self._untidied if ref not in self._announced])
         self._announced.update(self._untidied)
         self.spool.finish(self._untidied)

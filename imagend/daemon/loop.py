@@ -212,7 +212,7 @@ class Daemon:
             self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
             return
         folder = str(self.outputs.draft(ref))
-        attempt = self.spool.claim(ref)
+        attempt = self.ending.claim(ref)
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)

@@ -65,6 +65,13 @@ class Reception:
         for number, arrival in enumerate(arrivals):
             if isinstance(arrival.item, CancelRequest):
                 verdicts[number] = self.heed(arrival.item)
+        cancels = [number for number, arrival in enumerate(arrivals) if isinstance(arrival.item, CancelRequest)]
+        try:
+            if cancels:
+                self.outputs.confirm()  # else a power cut could bring back what was cancelled, without its wish
+        except OSError as error:
+            self.disk.refused("disk", error)
+            verdicts |= dict.fromkeys(cancels, LATER)
         return tuple(verdicts[number] for number in range(len(arrivals)))
 
     def accept(self, job: Job, raw: bytes, accepted: list[Job]) -> Verdict:
@@ -107,7 +114,7 @@ class Reception:
         if ref in self.turn:
             self.turn.remove(ref)
             self.disk.owe(partial(self.ending.end, ref, Outcome.CANCELLED))
-            self.disk.pay()
+            self.disk.pay(at_once=True)
         else:
             try:
                 if self.stop_job(ref):

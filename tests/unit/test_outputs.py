@@ -273,19 +273,43 @@ def test_a_picture_that_the_disk_refused_and_lost_is_painted_again(
         outputs.seal(REF, [artifact("0000.png")], [7])
 
 
-def test_a_result_whose_last_sync_failed_is_synced_when_it_is_published_again(
+def test_that_a_result_is_there_is_synced_until_it_has_worked(
     outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (outputs.root / "alice").mkdir()
+    outputs.publish(REF, manifest())
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", refusing("alice"))
         with pytest.raises(OSError, match="Input/output"):
-            outputs.publish(REF, manifest())
+            outputs.confirm()
     assert outputs.ended(REF)
     synced: list[Path] = []
     monkeypatch.setattr(files, "sync", synced.append)
-    outputs.publish(REF, manifest())
+    outputs.confirm()
+    outputs.confirm()
     assert synced == [outputs.root / "alice"]
+    outputs.publish(REF, manifest())  # by one who died before it was confirmed
+    outputs.confirm()
+    assert synced == [outputs.root / "alice"] * 2
+
+
+def test_what_was_synced_with_others_is_not_synced_again_and_not_trusted_if_that_failed(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs.begin(REF, manifest())
+    folder = outputs.draft(REF)
+    assert outputs.unsynced() == [folder / "manifest.json", folder]
+    outputs.synced(well=False)
+    with pytest.raises(OSError, match="a sync for several failed"):
+        outputs.complete(REF)
+    assert not outputs.ended(REF)
+    outputs.begin(REF, manifest())
+    outputs.synced(well=True)
+    assert outputs.unsynced() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", refusing("manifest.json"))  # it would be told
+        outputs.complete(REF)
+    assert outputs.ended(REF)
 
 
 # The feed
