@@ -48,6 +48,7 @@ class Kind(enum.StrEnum):
     """One kind = one spec class below = one module in imagend/worker/ of the same name."""
 
     GENERATE = "generate"
+    UPSCALE = "upscale"
 
 
 class Outcome(enum.StrEnum):
@@ -90,7 +91,9 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "cancel"] = Field(description="What to do. `cancel` takes one more field: `job`, an id.")
+    kind: Literal["generate", "upscale", "cancel"] = Field(
+        description="What to do; each kind has fields of its own, below."
+    )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
     expires_at: Moment | None = Field(
         None, description="Accepted until then; 24 hours after issued_at if left out, at most 7 days after it."
@@ -251,6 +254,26 @@ class Generate(Frozen):
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
+class Upscale(Frozen):
+    """A picture, made larger by Lanczos. It draws nothing, and so has no seed."""
+
+    image: PictureName = Field(
+        description="The picture: ENTITY/VIEW in reference/, or sha256:… of one that was sent along. What comes out "
+        "may have 4096 pixels a side."
+    )
+    scale: Literal[2, 4] = Field(2, description="How many times as wide and as high.")
+    metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    @property
+    def seeds(self) -> tuple[None]:
+        """One picture, of no seed."""
+        return (None,)
+
+
 class Cancel(Frozen):
     """A wish that a job stop: one of the client's own, or anybody's for an operator. Never queued."""
 
@@ -260,7 +283,8 @@ class Cancel(Frozen):
     )
 
 
-SPECS: Mapping[str, type[Frozen]] = {"generate": Generate, "cancel": Cancel}
+SPECS: Mapping[str, type[Frozen]] = {"generate": Generate, "upscale": Upscale, "cancel": Cancel}
+Spec = Generate | Upscale
 
 
 class Job(Frozen):
@@ -268,7 +292,7 @@ class Job(Frozen):
 
     ref: Ref
     header: Header
-    spec: Generate
+    spec: Spec
 
     @property
     def signer(self) -> str:

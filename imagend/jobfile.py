@@ -23,10 +23,10 @@ from imagend.job import (
     Cancel,
     CancelRequest,
     Frozen,
-    Generate,
     Header,
     Job,
     Ref,
+    Spec,
 )
 from imagend.model_names import MODEL_NAME
 from imagend.signing import job_id
@@ -81,7 +81,7 @@ def parse(client: str, body: bytes) -> Job | CancelRequest:
         raise _invalid([_explain(dict(details), known) for details in errors[:MAX_PROBLEMS]], len(errors))
     if isinstance(spec, Cancel):
         return CancelRequest(ref=Ref(spec.client or client, spec.job), header=header, signer=client)
-    assert isinstance(spec, Generate)
+    assert isinstance(spec, Spec)
     return Job(ref=Ref(client, job_id(client, body)), header=header, spec=spec)
 
 

@@ -20,7 +20,7 @@ _MODES = ("mode", "vae_tile", "exact")
 @dataclass(frozen=True)
 class Picture:
     file: str
-    seed: int
+    seed: int | None
     was: str
     """pixels_sha256"""
     is_: str
@@ -54,7 +54,7 @@ class Likeness:
 def compare(was: Mapping[str, Any], is_: Mapping[str, Any]) -> Likeness:
     """Of two manifests with pictures; the second one's job was sent with the first one's spec."""
     pictures = tuple(
-        Picture(one["file"], one["seed"], one["pixels_sha256"], other["pixels_sha256"])
+        Picture(one["file"], one.get("seed"), one["pixels_sha256"], other["pixels_sha256"])
         for one, other in zip(was["artifacts"], is_["artifacts"], strict=True)
     )
     before, after = _deciding(was), _deciding(is_)

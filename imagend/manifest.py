@@ -24,7 +24,8 @@ class Artifact(Frozen):
     sha256: str
     pixels_sha256: str
     """SHA-256 of the 8-bit RGB samples, row by row: the picture without its metadata."""
-    seed: int
+    seed: int | None
+    """None of a picture for which nothing was drawn"""
     seconds: float
 
 

@@ -81,7 +81,7 @@ class Outputs:
                 folder.mkdir(0o750)
         return folder
 
-    def seal(self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int]) -> None:
+    def seal(self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int | None]) -> None:
         """Check that one artifact per seed is there as told; drop all else. Raises MissingOutput, or DiskLost."""
         folder = self.draft(ref)
         artifacts = tuple(artifacts)

@@ -45,7 +45,7 @@ class FakeExecutor:
                 self.mailbox.put(Died(worker, 0))
 
     def attempt(self, worker: str, run: Run) -> None:
-        match run.spec["prompt"]:
+        match run.spec.get("prompt"):
             case "die":
                 self.mailbox.put(Died(worker, -11))
             case "fail":
@@ -54,13 +54,15 @@ class FakeExecutor:
             case "stay":
                 pass
             case _:
-                artifacts = tuple(paint(Path(run.folder), index, seed) for index, seed in enumerate(run.spec["seeds"]))
+                artifacts = tuple(
+                    paint(Path(run.folder), index, seed) for index, seed in enumerate(run.spec.get("seeds", [None]))
+                )
                 ended = Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)
-                worn = "it is tired" if run.spec["prompt"] == "worn" else ""
+                worn = "it is tired" if run.spec.get("prompt") == "worn" else ""
                 self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
 
 
-def paint(folder: Path, index: int, seed: int) -> Artifact:
+def paint(folder: Path, index: int, seed: int | None) -> Artifact:
     """A picture that is none, but is on disk and told of as a worker does."""
     data = f"picture of seed {seed}".encode()
     (folder / f"{index:04d}.png").write_bytes(data)

@@ -14,6 +14,7 @@ from fakes import FakeExecutor
 from imagend import references
 from imagend.config import ModelSettings
 from imagend.daemon.loop import Daemon
+from imagend.job import Ref
 
 
 def runs(daemon: Daemon) -> list[dict[str, str]]:
@@ -74,3 +75,41 @@ def test_imagend_references_lists_them(home: Home, front: Path) -> None:
     assert json.loads(command("--json")) == [{"name": "leona", "views": ["front"]}]
     front.unlink()
     assert "put some under" in command()
+
+
+def test_a_picture_is_upscaled_without_a_model_or_a_seed(home: Home, front: Path) -> None:
+    daemon = home.daemon(default_model="none-of-these")
+    put_on_shelf(daemon, home)
+    ref = home.drop(kind="upscale", image="leona/front", prompt=...)
+    run_until_idle(daemon)
+    manifest = home.manifest(ref)
+    assert (manifest["outcome"], manifest["kind"]) == ("succeeded", "upscale")
+    assert manifest["spec"] == {"image": "leona/front", "scale": 2, "metadata": "full"}
+    assert "seed" not in manifest["artifacts"][0]
+    assert runs(daemon) == [{"leona/front": str(front)}]
+
+
+def test_a_client_may_be_kept_from_a_kind_and_rights_to_models_do_not_matter_to_it(home: Home, front: Path) -> None:
+    daemon = home.daemon(limits=home.config.limits.model_copy(update={"models": (), "kinds": ("upscale",)}))
+    put_on_shelf(daemon, home)
+    ref = home.drop(kind="upscale", image="leona/front", prompt=...)
+    home.drop("b.json")
+    run_until_idle(daemon)
+    assert home.outcome(ref) == "succeeded"
+    assert home.reason("b.json")["code"] == "FORBIDDEN"
+
+
+def test_submit_upscale_as_it_is_typed(home: Home, front: Path) -> None:
+    def submit(*options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "imagend", "submit", "upscale", "--image", "leona/front", *options]
+        return subprocess.run(line, cwd=home.root, capture_output=True, text=True, check=False)
+
+    daemon = home.daemon()
+    put_on_shelf(daemon, home)
+    done = submit("--scale", "4")
+    assert done.returncode == 0, done.stderr
+    run_until_idle(daemon)
+    assert home.manifest(Ref("alice", done.stdout.strip()))["spec"]["scale"] == 4
+    done = submit("--seed", "4")
+    assert done.returncode == 64
+    assert "seed: is not a field" in done.stderr

@@ -102,7 +102,8 @@ def _pictures(ref: Ref, spec: Mapping[str, Any], paths: Sequence[Path]) -> dict[
 
 def _lines(ref: Ref, found: Likeness) -> list[str]:
     other = [picture for picture in found.pictures if not picture.equal]
-    lines = [f"  {picture.file} (seed {picture.seed}): other bits" for picture in other]
+    seeds = ["" if picture.seed is None else f" (seed {picture.seed})" for picture in other]
+    lines = [f"  {picture.file}{seed}: other bits" for picture, seed in zip(other, seeds, strict=True)]
     if not other:
         lines.append(f"{ref}: painted again, the same bit for bit")
     else:

@@ -22,7 +22,7 @@ _OWN = ("schema", "kind", "seeds", "loras", "control", "image")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", choices=["generate"], help="what to do, with the options below")
+    parser.add_argument("kind", nargs="?", choices=["generate", "upscale"], help="what to do, with the options below")
     parser.add_argument(
         "--file", type=Path, metavar="PAYLOAD.json", help="instead: a job as JSON ('-': standard input)"
     )
@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
-    fields = parser.add_argument_group("fields of a generate job (docs/job.md)")
-    for name, field in (Header.model_fields | SPECS["generate"].model_fields).items():
+    fields = parser.add_argument_group("fields of a job (docs/job.md)")
+    for name, field in (Header.model_fields | SPECS["upscale"].model_fields | SPECS["generate"].model_fields).items():
         if (field.alias or name) not in _OWN:
             option = f"--{name.replace('_', '-')}"
             fields.add_argument(
@@ -65,8 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image",
         dest="field_image",
         metavar="PICTURE",
-        help="a picture to begin with (img2img): a file of yours, which is sent along, or ENTITY/VIEW as `imagend "
-        "references` lists them",
+        help="a picture to begin with (img2img), or to upscale: a file of yours, which is sent along, or ENTITY/VIEW "
+        "as `imagend references` lists them",
     )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--{next(iter(given)).replace('_', '-')} goes with `submit generate`; with --file put it into the file."
         )
     try:
-        ref = _from_file(config, arguments.file) if arguments.file else _from_options(config, given)
+        ref = _from_file(config, arguments.file) if arguments.file else _from_options(config, arguments.kind, given)
     except Rejected as error:
         raise UsageError(f"Not sent: {error}") from None
     except UnicodeEncodeError:
@@ -113,24 +113,24 @@ def _control(plain: bool, text: str) -> dict[str, Any]:
     return named | ({"control_strength": _number(strength)} if colon else {}) | ({"preprocess": True} if plain else {})
 
 
-def _from_options(config: Config, given: dict[str, Any]) -> Ref:
+def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     """Pictures that are files here are sent along."""
     pictures = {}
     for holder in (given, *given.get("control", ())):
         if holder.get("image") and Path(holder["image"]).is_file():
             holder["image"], raw = drop.read_picture(Path(holder["image"]))
             pictures[holder["image"]] = raw
-    body = _compose(given)
+    body = _compose(kind, given)
     drop.send_along(config, pictures)
     return drop.drop(config, body)
 
 
-def _compose(given: dict[str, Any]) -> bytes:
+def _compose(kind: str, given: dict[str, Any]) -> bytes:
     """Options are text; what the field wants as a number becomes one, and the rest is the daemon's check, made here."""
-    schema = Header.model_json_schema()["properties"] | SPECS["generate"].model_json_schema()["properties"]
-    fields: dict[str, Any] = {"kind": "generate"}
+    schema = Header.model_json_schema()["properties"] | SPECS[kind].model_json_schema()["properties"]
+    fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
-        types = {option.get("type") for option in schema[name].get("anyOf", [schema[name]])}
+        types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
         if name in ("loras", "control"):
             fields[name] = text
         elif "array" in types:

@@ -24,7 +24,7 @@ from imagend.daemon import discreet, limits, sent_along
 from imagend.daemon.held import Held, Why
 from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, UnknownJob, Unsigned
 from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
-from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
+from imagend.job import MAX_JOB_BYTES, CancelRequest, Generate, Job
 from imagend.signers import AllowedSigners
 from imagend.signing import unseal
 
@@ -304,11 +304,12 @@ def admit(item: Job | CancelRequest, config: Config) -> None:
             f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.",
             detail=[{"field": "audience", "value": audience}],
         )
-    if isinstance(item, Job) and item.spec.image_type not in (None, *config.image_types):
+    wanted = item.spec.image_type if isinstance(item, Job) and isinstance(item.spec, Generate) else None
+    if wanted not in (None, *config.image_types):
         known = ", ".join(config.image_types) or "none"
         raise InvalidJob(
-            f"image_type: {item.spec.image_type!r} is not known; known are: {known} (config.yaml).",
-            detail=[{"field": "image_type", "value": item.spec.image_type}],
+            f"image_type: {wanted!r} is not known; known are: {known} (config.yaml).",
+            detail=[{"field": "image_type", "value": wanted}],
         )
     limits.check(item, config)
 

@@ -14,7 +14,7 @@ from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited
 from imagend.job import CancelRequest, Generate, Job
 from imagend.model_names import wanted
-from imagend.rights import Limits
+from imagend.rights import Limits, Rights
 
 _NATIVE = 1024  # SDXL's own size: no model here is larger
 _MINUTE_S = 60.0
@@ -27,20 +27,25 @@ def check(item: Job | CancelRequest, config: Config) -> None:
         if item.ref.client != item.signer and not rights.operator:
             raise _forbidden("client", item.ref.client, "is another client: you may cancel only your own jobs.")
         return
-    model = wanted(item.spec.model or config.default_model).name
     if rights.kinds is not None and item.kind not in rights.kinds:
         raise _forbidden("kind", item.kind, f"is not allowed for {_whom(item)}; allowed: {_names(rights.kinds)}.")
-    if rights.models is not None and model not in rights.models:
-        raise _forbidden("model", model, f"is not allowed for {_whom(item)}; allowed: {_names(rights.models)}.")
     if item.header.priority > rights.max_priority:
         why = f"is higher than {_whom(item)} may ask for: set it to {rights.max_priority} or less."
         raise _forbidden("priority", item.header.priority, why)
-    if (asked := work(item.spec, config)) > rights.max_work:
+    if isinstance(item.spec, Generate):
+        _check_painting(item, item.spec, rights, config)
+
+
+def _check_painting(item: Job, spec: Generate, rights: Rights, config: Config) -> None:
+    model = wanted(spec.model or config.default_model).name
+    if rights.models is not None and model not in rights.models:
+        raise _forbidden("model", model, f"is not allowed for {_whom(item)}; allowed: {_names(rights.models)}.")
+    if (asked := work(spec, config)) > rights.max_work:
         raise Forbidden(
             f"count x width x height x num_inference_steps: {asked:,.0f} megapixel-steps are more than the "
             f"{rights.max_work:,.0f} that {_whom(item)} may ask for in one job (max_work). Ask for fewer pictures or "
             "steps or a smaller size, in several jobs if need be.",
-            detail=[{"field": "count", "value": item.spec.count or len(item.spec.seeds or (0,))}],
+            detail=[{"field": "count", "value": spec.count or len(spec.seeds or (0,))}],
         )
 
 

@@ -32,7 +32,7 @@ from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.limits import Gate
 from imagend.daemon.reception import Reception
-from imagend.daemon.recipe import complete
+from imagend.daemon.recipe import fill
 from imagend.daemon.recovery import recover
 from imagend.daemon.remembered import Remembered
 from imagend.daemon.settings import Settings
@@ -203,8 +203,7 @@ class Daemon:
         """Claim a job and send it to a worker; one that cannot be painted ends here."""
         try:
             job = load(self.spool, ref)
-            model = self.librarian.find(job.spec.model or self.settings.config.default_model)
-            spec = complete(job.spec, ref, self.settings.config, model)
+            spec, model = fill(job, self.settings.config, self.librarian.find)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)
             pictures = self.librarian.pictures(spec.pictures) | self.spool.attachments.places(ref, spec.pictures)
@@ -216,7 +215,7 @@ class Daemon:
         now = self.clock()
         until = now + self.settings.config.time_limit_s
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        memory = self.remembered.of(model.name, spec.width, spec.height)
+        memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
         known = Known(digests=self.librarian.known(fields), memory=memory)
         run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, pictures=pictures, known=known)
         self.executor.send(slot.name, run)

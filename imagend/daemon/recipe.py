@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,12 +10,20 @@ from pydantic import ValidationError
 from imagend import presets, schedulers
 from imagend.config import Config, ImageType, ModelSettings
 from imagend.errors import UnsupportedSetting
-from imagend.job import STRENGTH, Generate, Ref
+from imagend.job import STRENGTH, Generate, Job, Ref, Spec
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.models import Model
 
 _NATIVE = 1024  # image types are written for SDXL's own size
+
+
+def fill(job: Job, config: Config, find: Callable[[str], Model]) -> tuple[Spec, str | None]:
+    """A job's spec as complete() has it, and the name of its base model. Raises what find() and complete() do."""
+    if not isinstance(job.spec, Generate):
+        return job.spec, None
+    model = find(job.spec.model or config.default_model)
+    return complete(job.spec, job.ref, config, model), model.name
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:

@@ -41,7 +41,7 @@ class Remembered:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             log.warning("what was remembered of memory is lost", why=type(error).__name__)
 
-    def of(self, model: str, width: int | None = None, height: int | None = None) -> dict[str, Any]:
+    def of(self, model: str | None, width: int | None = None, height: int | None = None) -> dict[str, Any]:
         """What is known of a model, by the workers' own keys; of this size first, and no more than MAX_TOLD."""
         known = [(key, entry) for key, entry in self._entries.items() if entry.model == model]
         known.sort(key=lambda pair: pair[0].endswith(f"|{width}x{height}"))  # stable: the newest stay last

@@ -12,7 +12,7 @@ from imagend.config import Config
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
-from imagend.job import Generate, Job, Ref
+from imagend.job import Job, Ref, Spec
 from imagend.memory_plan import Stage
 from imagend.messages import Cancel, Ended, MemoryShort, Progress, Stop
 
@@ -26,7 +26,7 @@ class Running:
     """A job in a worker's hands. `spec` has every default filled in; `until` is when its time is up."""
 
     job: Job
-    spec: Generate
+    spec: Spec
     attempt: int
     accepted_at: datetime
     started_at: datetime

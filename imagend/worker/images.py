@@ -20,6 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from imagend import __version__, lora, schedulers
 from imagend.job import Generate
 
+AI_MADE = "trainedAlgorithmicMedia"
+_WORKED_ON = "algorithmicallyEnhanced"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -44,6 +46,15 @@ def save_png(image: Image.Image, path: Path, text: PngInfo) -> bytes:
         os.fsync(file.fileno())
     temporary.rename(path)
     return path.read_bytes()
+
+
+def mark(made_by_ai: bool, item: dict[str, Any] | None) -> PngInfo:
+    """For a picture that was only worked on: it stays marked as AI-made if it was, else it is marked as worked on."""
+    text = PngInfo()
+    if item is not None:
+        text.add_itxt("imagend", json.dumps(item, ensure_ascii=False, allow_nan=False))
+    text.add_itxt("XML:com.adobe.xmp", _XMP if made_by_ai else _XMP.replace(AI_MADE, _WORKED_ON))
+    return text
 
 
 def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, Any]) -> PngInfo:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from imagend.errors import BadPicture
 from imagend.fields import digest_of
 from imagend.worker.decode import decode, read_picture
+from imagend.worker.images import AI_MADE
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Picture:
     image: Image.Image
     sha256: str
     """of its file"""
+    is_made_by_ai: bool
+    """whether its metadata says so"""
 
     def sized(self, width: int, height: int) -> Image.Image:
         """Scaled (Lanczos) to cover width x height, what is over cut off around the middle; if it is so, untouched."""
@@ -52,4 +55,4 @@ def _open(name: str, path: Path) -> Picture:
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    return Picture(image, sha256)
+    return Picture(image, sha256, is_made_by_ai=AI_MADE.encode() in raw)

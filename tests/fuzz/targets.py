@@ -67,7 +67,8 @@ def job(raw: bytes) -> bool:
     assert re.fullmatch(r"[0-9a-f]{20}", item.ref.id)
     if isinstance(item, Job):
         assert item.ref.client == "alice"
-        assert item.spec.model is None or re.fullmatch(MODEL_NAME, item.spec.model)
+        model = item.spec.model_dump().get("model")  # not every kind has one
+        assert model is None or re.fullmatch(MODEL_NAME, model)
         assert type(item.spec).model_validate_json(item.spec.model_dump_json()) == item.spec
     return True
 
