@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from imagend import presets
 from imagend.fetch_settings import Fetch
-from imagend.fields import ModelName
-from imagend.job import CLIENT_NAME, NAME, Frozen, Side
+from imagend.fields import ModelName, Side
+from imagend.job import CLIENT_NAME, NAME, Frozen
 from imagend.messages import WorkerSettings
 from imagend.rights import Limits, Rights
 

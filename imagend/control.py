@@ -1,16 +1,16 @@
-"""The field `control` of a job: ControlNets, the pictures that guide them, and which ControlNet a type means. Pure."""
+"""The field `control` of a job, and the kind `preprocess`: ControlNets and their pictures. Pure."""
 
 from __future__ import annotations
 
 import contextlib
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from imagend.errors import JobFailed, NoControlNet, UnsupportedSetting
-from imagend.fields import Frozen, ModelName, PictureName
+from imagend.fields import Frozen, ModelName, PictureName, Side
 
 MAX_CONTROLS = 4
 
@@ -67,6 +67,33 @@ class Control(Frozen):
         if self.preprocess and self.type is None:
             raise ValueError(f"preprocess goes with a type: {', '.join(ControlType)}")
         return self
+
+
+class Preprocess(Frozen):
+    """A control picture, made from a plain one: what a generate job with `preprocess` shows its ControlNet."""
+
+    type: ControlType = Field(description="What the control picture shows: canny (edges), pose or depth.")
+    image: PictureName = Field(description="The picture: ENTITY/VIEW in reference/, or sha256:… of one sent along.")
+    width: Side | None = Field(
+        None, description="Pixels, with height: those of the job to come; the picture's own if left out."
+    )
+    height: Side | None = Field(None, description="Pixels, with width: the picture is scaled and cut as for a job.")
+    metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preprocess:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width: goes with height; give both, or neither")
+        return self
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    @property
+    def seeds(self) -> tuple[None]:
+        """One picture, of no seed."""
+        return (None,)
 
 
 def choose(type_: ControlType, names: Sequence[str]) -> str:

@@ -25,6 +25,9 @@ def printable(text: str) -> str:
 ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
 """As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
+"""Of a picture that is made, in pixels."""
+
 PICTURE = r"^(sha256:[0-9a-f]{64}|[^/.:][^/:]*/[^/.:][^/:]*)$"
 MAX_PICTURE_BYTES = 32 * 2**20
 PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterValidator(printable)]

@@ -15,9 +15,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from imagend import lora, schedulers
 from imagend import prompt as prompts
-from imagend.control import MAX_CONTROLS, Control
+from imagend.control import MAX_CONTROLS, Control, Preprocess
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, PictureName, printable
+from imagend.fields import ModelName, PictureName, Side, printable
 from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
 
@@ -49,6 +49,7 @@ class Kind(enum.StrEnum):
 
     GENERATE = "generate"
     UPSCALE = "upscale"
+    PREPROCESS = "preprocess"
 
 
 class Outcome(enum.StrEnum):
@@ -82,7 +83,6 @@ def _schedule_type(name: str) -> str:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 
@@ -91,7 +91,7 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "upscale", "cancel"] = Field(
+    kind: Literal["generate", "upscale", "preprocess", "cancel"] = Field(
         description="What to do; each kind has fields of its own, below."
     )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
@@ -283,8 +283,11 @@ class Cancel(Frozen):
     )
 
 
-SPECS: Mapping[str, type[Frozen]] = {"generate": Generate, "upscale": Upscale, "cancel": Cancel}
-Spec = Generate | Upscale
+SPECS: Mapping[str, type[Frozen]] = {
+    **{"generate": Generate, "upscale": Upscale, "preprocess": Preprocess},
+    "cancel": Cancel,
+}
+Spec = Generate | Upscale | Preprocess
 
 
 class Job(Frozen):

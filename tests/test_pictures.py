@@ -113,3 +113,17 @@ def test_submit_upscale_as_it_is_typed(home: Home, front: Path) -> None:
     done = submit("--seed", "4")
     assert done.returncode == 64
     assert "seed: is not a field" in done.stderr
+
+
+def test_submit_preprocess_as_it_is_typed(home: Home, front: Path) -> None:
+    daemon = home.daemon(default_model="none-of-these")
+    put_on_shelf(daemon, home)
+    line = [sys.executable, "-m", "imagend", "submit", "preprocess", "--image", "leona/front", "--type", "canny"]
+    done = subprocess.run(line, cwd=home.root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run_until_idle(daemon)
+    manifest = home.manifest(Ref("alice", done.stdout.strip()))
+    assert (manifest["outcome"], manifest["kind"]) == ("succeeded", "preprocess")
+    told = {"type": "canny", "image": "leona/front", "width": None, "height": None, "metadata": "full"}
+    assert manifest["spec"] == told
+    assert runs(daemon) == [{"leona/front": str(front)}]

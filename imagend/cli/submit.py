@@ -22,7 +22,9 @@ _OWN = ("schema", "kind", "seeds", "loras", "control", "image")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", choices=["generate", "upscale"], help="what to do, with the options below")
+    parser.add_argument(
+        "kind", nargs="?", choices=["generate", "upscale", "preprocess"], help="what to do, with the options below"
+    )
     parser.add_argument(
         "--file", type=Path, metavar="PAYLOAD.json", help="instead: a job as JSON ('-': standard input)"
     )
@@ -35,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
     fields = parser.add_argument_group("fields of a job (docs/job.md)")
-    for name, field in (Header.model_fields | SPECS["upscale"].model_fields | SPECS["generate"].model_fields).items():
+    every = Header.model_fields | SPECS["preprocess"].model_fields | SPECS["upscale"].model_fields
+    for name, field in (every | SPECS["generate"].model_fields).items():
         if (field.alias or name) not in _OWN:
             option = f"--{name.replace('_', '-')}"
             fields.add_argument(
@@ -65,8 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image",
         dest="field_image",
         metavar="PICTURE",
-        help="a picture to begin with (img2img), or to upscale: a file of yours, which is sent along, or ENTITY/VIEW "
-        "as `imagend references` lists them",
+        help="a picture to begin with (img2img), to upscale or to preprocess: a file of yours, which is sent along, or "
+        "ENTITY/VIEW as `imagend references` lists them",
     )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,16 @@ import PIL
 from PIL import Image
 
 from imagend import __version__
-from imagend.errors import BadPicture, NoSpace
+from imagend.errors import BadPicture
 from imagend.job import Upscale
 from imagend.manifest import Artifact
-from imagend.worker import images
 from imagend.worker.decode import MAX_SIDE
 from imagend.worker.pictures import describe, open_pictures
+from imagend.worker.worked_on import save
 
 if TYPE_CHECKING:
     from imagend.worker.main import Context
 
-FILE = "0000.png"
 STAGE = "upscaling"
 
 
@@ -42,23 +40,4 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     with context.timed("upscaling"):
         image = picture.image.resize(size, Image.Resampling.LANCZOS)
     context.progress(STAGE, 0, 1, 1, 1)
-    pixels = images.pixels_sha256(image)
-    item = {"spec": spec.model_dump(mode="json"), "index": 0, "pixels_sha256": pixels, "engine": context.engine}
-    text = images.mark(picture.is_made_by_ai, item if spec.metadata == "full" else None)
-    try:
-        with context.timed("saving"):
-            data = images.save_png(image, context.folder / FILE, text)
-    except OSError as error:
-        raise NoSpace(error.strerror) from None
-    artifact = Artifact(
-        index=0,
-        file=FILE,
-        width=image.width,
-        height=image.height,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        pixels_sha256=pixels,
-        seed=None,
-        seconds=round(time.perf_counter() - start, 6),
-    )
-    return (artifact,)
+    return (save(image, picture, spec, context, start),)
