@@ -65,9 +65,9 @@ def shown(path: Path) -> Image.Image:
     return Image.fromarray(pixels(path))
 
 
-def plainly(bare: Any, nets: Any, seed: int, **arguments: Any) -> np.ndarray:
+def plainly(bare: Any, nets: Any, seed: int, scheduler: Any = None, **arguments: Any) -> np.ndarray:
     """One plain diffusers call."""
-    bare.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler")
+    bare.scheduler = scheduler or diffusers.EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler")
     kind = "StableDiffusionXLControlNet" + ("Img2Img" if "control_image" in arguments else "") + "Pipeline"
     pipe = getattr(diffusers, kind)(**bare.components, controlnet=nets, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -118,6 +118,17 @@ def test_a_picture_equals_a_plain_diffusers_call_bit_for_bit(
         expected = plainly(bare, net, seed, image=shown(masks[LEFT]), **arguments)
         assert (pixels(tmp_path / f"{index:04d}.png") == expected).all()
         assert (expected != without(bare, seed)).any()
+
+
+def test_one_job_after_the_other_each_has_its_own_scheduler(
+    painter: Painter, bare: Any, net: Any, masks: dict[str, Path], tmp_path: Path
+) -> None:
+    config = diffusers.EulerDiscreteScheduler.from_pretrained(EMBEDDED / "scheduler").config
+    for name in ("HeunDiscreteScheduler", "DDIMScheduler"):
+        painter.run(tmp_path / name, masks, **QUICK, seed=1, scheduler=name, control=[one()])
+        own = getattr(diffusers, name).from_config(config)
+        expected = plainly(bare, net, 1, own, image=shown(masks[LEFT]), controlnet_conditioning_scale=0.5)
+        assert (pixels(tmp_path / name / "0000.png") == expected).all()
 
 
 def test_several_at_once(painter: Painter, bare: Any, net: Any, masks: dict[str, Path], tmp_path: Path) -> None:
