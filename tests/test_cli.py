@@ -288,7 +288,7 @@ sys.exit(f"imports {heavy}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "serve", "submit", "watch", "replay", "cancel", "status", "check", "doctor", "schema"]
+    "command", ["init", "serve", "submit", "watch", "replay", "cancel", "queue", "status", "check", "doctor", "schema"]
 )
 def test_help_teaches(tmp_path: Path, command: str) -> None:
     done = imagend(command, "--help", cwd=tmp_path)

@@ -44,7 +44,8 @@ def manifest(**fields: Any) -> Manifest:
     at = datetime(2026, 11, 26, 12, tzinfo=UTC)
     base = {"id": "0" * 20, "client": "alice", "kind": "generate", "outcome": Outcome.SUCCEEDED, "issued_at": at}
     times = {"accepted_at": at, "started_at": at.replace(second=5), "ended_at": at.replace(second=8)}
-    return Manifest(**{**base, **times, "attempts": 1, "spec": {}, **fields})
+    spec = {"model": "shapes-xl", "width": 64, "height": 64, "num_inference_steps": 2, "seeds": (1,)}
+    return Manifest(**{**base, **times, "attempts": 1, "spec": spec, **fields})
 
 
 def test_jobs_are_counted_by_client_kind_and_outcome(home: Home) -> None:

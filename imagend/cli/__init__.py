@@ -20,6 +20,7 @@ COMMANDS = {
     "watch": "follow a job to its end; the exit status tells the outcome",
     "replay": "paint a job again from its manifest and say whether it is the same, bit for bit, or what differs",
     "cancel": "cancel a job of yours, queued or running",
+    "queue": "the jobs that run and the next that wait, in order, with how long each will wait",
     "status": "what the daemon is doing",
     "models": "the models there are, and which cannot be used and why",
     "references": "the pictures in reference/ that jobs may begin with",

@@ -24,6 +24,8 @@ class Sight:
     worker: dict[str, Any] = field(default_factory=dict)
     position: int | None = None
     waiting: int = 0
+    wait_s: float | None = None
+    """estimated, until its turn"""
     document: dict[str, Any] = field(default_factory=dict)
     """the manifest of an ended job, the reason of a rejected one"""
 
@@ -42,10 +44,11 @@ def look(config: Config, ref: Ref) -> Sight:
         if (worker.get("client"), worker.get("job")) == tuple(ref):
             return Sight("running", worker=worker)
     queue = status.get("queue", {})
-    head = [Ref(entry["client"], entry["id"]) for entry in queue.get("head", ())]
-    position = head.index(ref) + 1 if ref in head else None
+    head = {Ref(entry["client"], entry["id"]): entry for entry in queue.get("head", ())}
+    entry = head.get(ref, {})
+    position, wait_s = entry.get("queue_position"), entry.get("estimated_wait_seconds")
     if any((config.spool / state / ref.client / f"{ref.id}.json").exists() for state in State):
-        return Sight("queued", alive, position=position, waiting=queue.get("pending", 0))
+        return Sight("queued", alive, position=position, waiting=queue.get("pending", 0), wait_s=wait_s)
     if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
         return Sight("inbox", alive)
     if reasons := [
@@ -62,6 +65,13 @@ def _places(config: Config, ref: Ref, pattern: str) -> list[Path]:
             path = Path(pattern.format(inbox=inbox, client=client, id=ref.id))
             found += path.parent.glob(path.name)
     return found
+
+
+def span(seconds: float) -> str:
+    """A rough length of time, for people."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def daemon_alive(status: dict[str, Any]) -> bool:

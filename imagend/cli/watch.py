@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import Sight, look
+from imagend.cli.look import Sight, look, span
 from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
@@ -90,10 +90,11 @@ def shower(config: Config, ref: Ref) -> Callable[[Sight], None]:
     def show(sight: Sight) -> None:
         nonlocal shown
         ended = sight.state in ("ended", "rejected")
-        text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, steps=live)}"
-        if text == shown:
+        text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, steps=live, estimate=True)}"
+        seen = text if ended or live else _sentence(sight, steps=False, estimate=False)  # no line per new estimate
+        if seen == shown:
             return
-        shown = text
+        shown = seen
         if live and not ended:
             print(f"\r\x1b[K{text}", end="", flush=True)
         else:
@@ -115,18 +116,21 @@ def _json_shower(ref: Ref) -> Callable[[Sight], None]:
         event |= {"document": sight.document} if sight.document else {}
         if event != last:
             last = event
-            print(json.dumps({"at": datetime.now(UTC).isoformat(timespec="milliseconds")} | event), flush=True)
+            estimate = {} if sight.wait_s is None else {"estimated_wait_seconds": sight.wait_s}
+            at = {"at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+            print(json.dumps(at | event | estimate), flush=True)
 
     return show
 
 
-def _sentence(sight: Sight, steps: bool) -> str:
+def _sentence(sight: Sight, steps: bool, estimate: bool) -> str:
     if sight.state == "running":
         return _progress(sight.worker, steps)
     note = "" if sight.alive else "  (the daemon is not running; start it: imagend serve)"
     match sight.state:
         case "queued" if sight.position:
-            return f"queued, {sight.position} of {sight.waiting}{note}"
+            about = f", {span(sight.wait_s)} to wait" if estimate and sight.wait_s is not None else ""
+            return f"queued, {sight.position} of {sight.waiting}{about}{note}"
         case "queued":
             return f"queued{note}"
         case "inbox":

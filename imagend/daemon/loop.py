@@ -31,6 +31,7 @@ from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.limits import Gate
+from imagend.daemon.outlook import Outlook
 from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import fill
 from imagend.daemon.recovery import recover
@@ -76,6 +77,7 @@ class Daemon:
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
         self.health.count_in(config.metrics, spool, self.turn, self.slots.values(), doors)
         self.settings = Settings(config, reload, self.health)
+        self.health.outlook = Outlook(config.spool, partial(load, spool), librarian, lambda: self.settings.config)
         self.ending = Ending(spool, outputs, self.health, wall)
         self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
         self.reception = Reception(

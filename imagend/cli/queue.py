@@ -1,0 +1,64 @@
+"""imagend queue: the jobs that run and the next that wait, with their places and how long each will wait."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from imagend import config as configuration
+from imagend.cli.look import daemon_alive, read, span
+from imagend.errors import Unreachable
+from imagend.spool import STATUS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--client", metavar="NAME", help="this client's jobs only; places stay those in the whole queue"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object: running, waiting, pending")
+    parser.epilog = (
+        "Shown are the next 100 jobs, in the order in which they go if none comes and none is cancelled. Estimates are "
+        "the mean of the last 20 durations per model, size and steps. exit status: 0, or 69 when no daemon runs"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configuration.load(configuration.find(arguments.config))
+    status = read(config.spool / STATUS)
+    if not daemon_alive(status):
+        raise Unreachable(
+            f"The daemon of {config.spool} is not running, so no job has its turn. Start it: imagend serve"
+        )
+    mine = (arguments.client,) if arguments.client else tuple({job["client"] for job in status["queue"]["head"]})
+    running = [
+        {"client": worker["client"], "id": worker["job"], "worker": name} | _progress(worker)
+        for name, worker in status["workers"].items()
+        if "job" in worker and arguments.client in (None, worker["client"])
+    ]
+    waiting = [job for job in status["queue"]["head"] if job["client"] in mine]
+    pending = status["queue"]["pending"]
+    if arguments.json:
+        document = {"at": status["heartbeat"], "running": running, "waiting": waiting, "pending": pending}
+        print(json.dumps(document, indent=1))
+        return 0
+    print("\n".join(_lines(running, waiting, pending, len(status["queue"]["head"]))))
+    return 0
+
+
+def _progress(worker: dict[str, Any]) -> dict[str, Any]:
+    return {key: worker[key] for key in ("stage", "picture", "pictures", "step", "steps") if key in worker}
+
+
+def _lines(running: list[dict[str, Any]], waiting: list[dict[str, Any]], pending: int, shown: int) -> list[str]:
+    lines = []
+    for job in running:
+        step = f" step {job['step']}/{job['steps']}" if job.get("steps") else ""
+        lines.append(f"{job['worker']:>6}  {job['client']}/{job['id']}  {job.get('stage', 'starting')}{step}")
+    for job in waiting:
+        wait = job["estimated_wait_seconds"]
+        about = "not known yet" if wait is None else f"about {span(wait)}"
+        lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}")
+    if pending > shown:
+        lines.append(f"        and {pending - shown} more")
+    return lines or ["nothing runs and nothing waits"]

@@ -1,0 +1,72 @@
+"""How long until a waiting job's turn: the head of the queue, put before the workers one after the other.
+
+Bounded: a few jobs are read from disk for each report, and what they are is remembered while they stand at the head;
+those not yet read count as what any job took of late.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from imagend.config import Config
+from imagend.daemon.durations import Durations, Work
+from imagend.daemon.librarian import Librarian
+from imagend.daemon.recipe import complete
+from imagend.daemon.slots import Running, Slot
+from imagend.errors import JobFailed, Rejected
+from imagend.job import Job, Ref
+
+READ_AT_ONCE = 5
+"""Jobs read for one report: with five reports a second, some milliseconds of each second."""
+
+
+class Outlook:
+    def __init__(
+        self, spool: Path, load: Callable[[Ref], Job], librarian: Librarian, config: Callable[[], Config]
+    ) -> None:
+        self.durations, self._load, self._librarian, self._config = Durations(spool), load, librarian, config
+        self._works: dict[Ref, Work | None] = {}
+
+    def waits(self, head: Sequence[Ref], slots: Iterable[Slot], wall: datetime) -> list[float | None]:
+        """For each job at the head, in order: seconds until a worker takes it. None while no duration is known."""
+        self._read(head)
+        free: list[float] = []
+        for slot in slots:
+            left = self._left(slot.running, wall)
+            if left is None:
+                return [None] * len(head)
+            free.append(left)
+        heapq.heapify(free)
+        waits: list[float | None] = []
+        for ref in head:
+            seconds = self.durations.expect(self._works.get(ref))
+            if seconds is None or not free:
+                return [None] * len(head)
+            waits.append(round(free[0], 1))
+            heapq.heapreplace(free, free[0] + seconds)
+        return waits
+
+    def _left(self, running: Running | None, wall: datetime) -> float | None:
+        """Seconds until a worker has done what it does; one that takes longer than expected is about to end."""
+        if running is None:
+            return 0.0
+        seconds = self.durations.expect(Work.of(running.spec.model_dump()))
+        return None if seconds is None else max(0.0, seconds - (wall - running.started_at).total_seconds())
+
+    def _read(self, head: Sequence[Ref]) -> None:
+        """Learn what some more jobs are; forget those that have left the head."""
+        self._works = {ref: self._works[ref] for ref in head if ref in self._works}
+        for ref in [ref for ref in head if ref not in self._works][:READ_AT_ONCE]:
+            self._works[ref] = self._work(ref)
+
+    def _work(self, ref: Ref) -> Work | None:
+        """None for a job that will fail when its turn comes."""
+        try:
+            spec, config = self._load(ref).spec, self._config()
+            model = self._librarian.find(spec.model or config.default_model)
+            return Work.of(complete(spec, ref, config, model).model_dump())
+        except (JobFailed, Rejected, OSError):
+            return None
