@@ -26,6 +26,8 @@ from imagend.job import Ref
 from imagend.manifest import Artifact, Manifest
 
 MANIFEST = "manifest.json"
+STATE = ".state.json"
+"""Ends the name of a file beside a job's result to be, that says where the job is."""
 RESULTS = "results.jsonl"
 DRAFTS = ".drafts"
 MAX_PICTURE_BYTES = 64 << 20
@@ -162,6 +164,21 @@ class Outputs:
         """As it stands on disk: perhaps an older or a newer imagend wrote it."""
         manifest: dict[str, Any] = json.loads((self.root / ref.client / ref.id / MANIFEST).read_bytes())
         return manifest
+
+    def show(self, ref: Ref, state: dict[str, Any]) -> None:
+        """Tell where a job is that has not ended: a hint, not durable."""
+        path = self._folder_of(ref.client, self.root) / f"{ref.id}{STATE}"
+        files.replace_hint(path, json.dumps(state).encode() + b"\n", 0o640)
+
+    def hide(self, ref: Ref) -> None:
+        """Tell no more; what a crash left of it goes, too."""
+        for name in (f"{ref.id}{STATE}", f".{ref.id}{STATE}.tmp"):
+            (self.root / ref.client / name).unlink(missing_ok=True)
+
+    def shown(self) -> set[Ref]:
+        """The jobs of which something is told, or was to be told when the power went."""
+        found = [*self.root.glob(f"[!.]*/*{STATE}"), *self.root.glob(f"[!.]*/.*{STATE}.tmp")]
+        return {Ref(path.parent.name, path.name.lstrip(".").partition(".")[0]) for path in found}
 
     def announce(self, refs: Iterable[Ref]) -> None:
         """One line for each in results.jsonl, the feed that others follow with `tail -F`; durable.

@@ -37,8 +37,10 @@ Tree = dict[str, bytes | None]
 
 ROOT: Inode = 0
 INBOX = "spool/inbox"
-_STALE = re.compile(r"spool/\.+(lock|owner|ballast)[^/]*|spool/\.?status\.json[^/]*")
-"""No start reads these."""
+_STALE = re.compile(
+    r"spool/\.+(lock|owner|ballast)[^/]*|spool/\.?(status|durations)\.json[^/]*|outputs/\w+/\.?\w+\.state\.json[^/]*"
+)
+"""No start relies on these."""
 
 
 class State(NamedTuple):

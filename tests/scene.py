@@ -311,7 +311,7 @@ def check(scene: Scene, deaths: int = 1, refused: Callable[[Scene], None] = chec
 
 def check_nothing_is_half(scene: Scene) -> None:
     """What holds at every moment: a result is whole or not there, and no job is nowhere."""
-    for folder in scene.home.config.outputs.glob("[!.]*/*"):
+    for folder in scene.home.config.outputs.glob("[!.]*/*/"):
         manifest = json.loads((folder / "manifest.json").read_text())
         digests = {item["file"]: item["sha256"] for item in manifest["artifacts"]}
         assert {path.name for path in folder.iterdir()} == {"manifest.json", *digests}

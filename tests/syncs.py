@@ -180,7 +180,10 @@ _DROPPED = re.compile(r"spool/inbox/(cancel\.)?([0-9a-f]{20})\.[0-9.]*json")
 _TEMPORARY = re.compile(r".*/\.[^/]*\.tmp")
 _NAMED_FIRST = re.compile(r"spool/pending/.*|outputs/\.drafts/.*")
 """Synced after they got their names: nobody takes the first for a job before, nor looks into the second."""
-_HINT = re.compile(r"spool/\.+(lock|owner|owner\.tmp|status\.json\.tmp|ballast|ballast\.tmp)|spool/status\.json")
+_HINT = re.compile(
+    r"spool/\.+(lock|owner|owner\.tmp|ballast|ballast\.tmp)|spool/\.?(status|durations)\.json(\.tmp)?"
+    r"|outputs/\w+/\.?\w+\.state\.json(\.tmp)?"
+)
 _MAY_BE_LOST = re.compile(rf"{_HINT.pattern}|outputs/\.drafts/.*|spool/journal/.*")
 """Stale after a crash anyway; painted again; the words of the journal on which nothing depends."""
 

@@ -113,7 +113,7 @@ SYNC_POINTS = (
     "claim: outputs/.drafts/alice/ID/manifest.json",
     "claim: outputs/.drafts/alice/ID",
     "complete: outputs/.drafts/alice/ID",
-    "complete: outputs",
+    "show: outputs",
     "confirm: outputs/alice",
     "announce: outputs",
     "announce: outputs/results.jsonl",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from conftest import CLIENT, Home, run_until, run_until_idle, step
 
 from imagend.cli import run as imagend
+from imagend.cli.look import read
 from imagend.daemon.durations import FILE, KEEP_S, MAX_KEYS, WINDOW, Durations, Work
+from imagend.daemon.executor import Heard
 from imagend.daemon.loop import Daemon
+from imagend.daemon.outlook import HEAD
+from imagend.daemon.states import FILES, States
+from imagend.daemon.turn import Turn
 from imagend.job import Outcome, Ref
 from imagend.manifest import Manifest
+from imagend.messages import Progress
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SMALL = {"model": "shapes-xl", "width": 64, "height": 64, "num_inference_steps": 2, "seeds": (1,)}
@@ -32,6 +40,11 @@ def ended(seconds: float, outcome: Outcome = Outcome.SUCCEEDED, **spec: object) 
         attempts=1,
         spec=SMALL | spec,
     )
+
+
+def states(daemon: Daemon) -> States:
+    assert daemon.health.states is not None
+    return daemon.health.states
 
 
 def queue_of(daemon: Daemon) -> list[dict[str, object]]:
@@ -88,9 +101,8 @@ def test_positions_are_true_to_the_turns_and_each_wait_is_the_sum_of_what_stands
     bob.drop("c.json", prompt="his", width=64, height=64, num_inference_steps=2, count=2)
     run_until(daemon, lambda: len(daemon.turn) == 4)
     assert {job["estimated_wait_seconds"] for job in queue_of(daemon)} == {None}
-    assert daemon.health.outlook is not None
     for _ in range(WINDOW):
-        daemon.health.outlook.durations.learn(ended(100.0))
+        states(daemon).outlook.durations.learn(ended(100.0))
     slot = daemon.slots["cpu0"]
     assert slot.running is not None
     slot.running.started_at = datetime.now(UTC) - timedelta(hours=1)  # overdue: it ends at any moment
@@ -112,8 +124,7 @@ def test_a_job_that_cannot_be_painted_is_estimated_as_any_other(home: Home) -> N
     run_until(daemon, lambda: daemon.slots["cpu0"].holds(running))
     home.drop("b.json", prompt="no such model", model="none")
     run_until(daemon, lambda: len(daemon.turn) == 1)
-    assert daemon.health.outlook is not None
-    daemon.health.outlook.durations.learn(ended(50.0))
+    states(daemon).outlook.durations.learn(ended(50.0))
     (job,) = queue_of(daemon)
     assert job["estimated_wait_seconds"] == pytest.approx(50.0, abs=49.0)
 
@@ -122,8 +133,7 @@ def test_a_job_that_was_painted_is_learned_of(home: Home) -> None:
     daemon = home.daemon()
     home.drop("a.json", width=64, height=64, num_inference_steps=2)
     run_until_idle(daemon)
-    assert daemon.health.outlook is not None
-    assert daemon.health.outlook.durations.expect(Work.of(SMALL)) is not None
+    assert states(daemon).outlook.durations.expect(Work.of(SMALL)) is not None
 
 
 def test_queue_and_watch_show_place_and_wait(
@@ -135,8 +145,7 @@ def test_queue_and_watch_show_place_and_wait(
     run_until(daemon, lambda: daemon.slots["cpu0"].holds(running))
     waiting = home.drop("b.json", prompt="later")
     run_until(daemon, lambda: len(daemon.turn) == 1)
-    assert daemon.health.outlook is not None
-    daemon.health.outlook.durations.learn(ended(36_000.0))
+    states(daemon).outlook.durations.learn(ended(36_000.0))
     daemon.health.write(daemon.clock(), "busy", daemon.slots.values(), daemon.turn, ())
     capsys.readouterr()  # the log
     assert imagend(["queue"]) == 0
@@ -154,3 +163,112 @@ def test_queue_and_watch_show_place_and_wait(
     daemon.health.write(daemon.clock(), "stopped", daemon.slots.values(), daemon.turn, ())
     assert imagend(["queue"]) == 69
     step(daemon)
+
+
+# State files, for those who see outputs/ only
+
+
+def told(home: Home) -> dict[str, dict[str, object]]:
+    return {path.name.partition(".")[0]: read(path) for path in home.config.outputs.glob("*/[!.]*.state.json")}
+
+
+def test_a_job_is_told_of_beside_its_result_from_acceptance_until_it_is_there(home: Home) -> None:
+    daemon = home.daemon()
+    running = home.drop("a.json", prompt="stay")
+    run_until(daemon, lambda: daemon.slots["cpu0"].holds(running))
+    waiting = home.drop("b.json", prompt="secret words")
+    run_until(daemon, lambda: told(home).keys() == {running.id, waiting.id})
+    state = told(home)[waiting.id]
+    assert datetime.fromisoformat(str(state.pop("at"))) <= datetime.now(UTC)
+    assert state == {
+        "schema": "imagend.state/v1",
+        "id": waiting.id,
+        "client": CLIENT,
+        "state": "queued",
+        "queue_position": 1,
+        "queue_length": 1,
+        "estimated_wait_seconds": None,
+    }
+    daemon.mailbox.put(Heard("cpu0", Progress(job=running, stage="painting", picture=0, pictures=1, step=3, steps=9)))
+    run_until(daemon, lambda: told(home)[running.id].get("step") == 3)
+    assert told(home)[running.id]["state"] == "running"
+    path = home.config.outputs / CLIENT / f"{waiting.id}.state.json"
+    assert path.stat().st_mode & 0o007 == 0  # the client's and its group's, as its results are
+    home.drop("cancel.json", kind="cancel", job=running.id, prompt=...)
+    run_until_idle(daemon)
+    assert told(home) == {}
+    assert {path.name for path in (home.config.outputs / CLIENT).iterdir()} == {running.id, waiting.id}
+
+
+def test_what_a_dead_daemon_told_is_put_right(home: Home) -> None:
+    daemon = home.daemon()
+    running = home.drop("a.json", prompt="stay")
+    run_until(daemon, lambda: bool(told(home)))
+    waiting = home.drop("b.json", prompt="later")
+    run_until(daemon, lambda: len(told(home)) == 2)
+    folder = home.config.outputs / CLIENT
+    for name in (f"{'0' * 20}.state.json", f".{'1' * 20}.state.json.tmp", f".{waiting.id}.state.json.tmp"):
+        (folder / name).write_text("of a job that is no more")
+    (folder / f"{waiting.id}.state.json").write_text("torn")
+    daemon.spool.close()
+    again = home.daemon()
+    right = {running.id: "running", waiting.id: "queued"}
+    run_until(again, lambda: {id: state.get("state") for id, state in told(home).items()} == right)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_long_queue_costs_so_many_files_a_period_and_every_job_is_told_of(home: Home) -> None:
+    """Head first; then the rest, whose places are those of the moment that their file names."""
+    daemon = home.daemon()
+    running = home.drop("a.json", prompt="stay")
+    run_until(daemon, lambda: daemon.slots["cpu0"].holds(running))
+    refs = [Ref(CLIENT, f"{number:020x}") for number in range(HEAD + 3 * FILES)]
+    for ref in refs:
+        daemon.turn.add(ref, 5)
+    before = len(told(home))
+    clock = itertools.count(daemon.clock() + 1000.0, 1.0)
+    for period in range(1, 3):
+        states(daemon).tend(next(clock))
+        assert len(told(home)) <= before + period * FILES
+    assert {ref.id for ref in refs[: FILES - 2]} <= told(home).keys()
+    taken = 0
+    while len(told(home)) < len(refs) + 1:
+        states(daemon).tend(next(clock))
+        if taken == 2:
+            daemon.turn.remove(refs[0])
+        taken += 1
+        assert taken < 100
+    for place, ref in enumerate(refs[1:HEAD], 1):
+        assert told(home)[ref.id]["queue_position"] in (place, place + 1)
+    deep = [told(home)[ref.id]["queue_position"] for ref in refs[HEAD + 1 :]]
+    assert deep == sorted(deep, key=int)  # type: ignore[arg-type]
+
+
+def test_a_snapshot_of_the_order_stays_while_the_queue_changes(home: Home) -> None:
+    turn = Turn()
+    refs = [Ref(client, f"{number:020x}") for client in ("alice", "bob") for number in range(5)]
+    for ref in refs:
+        turn.add(ref, 5)
+    order, seen = list(turn), turn.snapshot()
+    first = next(seen)
+    turn.serve(order[0])
+    turn.remove(order[5])
+    turn.add(Ref("carol", "9" * 20), 9)
+    assert [first, *seen] == order
+
+
+def test_watch_from_a_host_that_has_the_outputs_only(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home.root)
+    daemon = home.daemon()
+    running = home.drop("a.json", prompt="stay")
+    run_until(daemon, lambda: daemon.slots["cpu0"].holds(running))
+    waiting = home.drop("b.json", prompt="later")
+    run_until(daemon, lambda: len(told(home)) == 2)
+    shutil.rmtree(home.config.spool)
+    capsys.readouterr()
+    assert imagend(["watch", waiting.id, "--timeout", "0"]) == 75
+    assert imagend(["watch", running.id, "--timeout", "0"]) == 75
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{waiting.id}  queued, 1 of 1", f"{running.id}  starting"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from imagend.config import Config
 from imagend.job import Ref
-from imagend.outputs import MANIFEST
+from imagend.outputs import MANIFEST, STATE
 from imagend.spool import STALE_INTERVALS, STATUS, State
 
 
@@ -45,10 +45,13 @@ def look(config: Config, ref: Ref) -> Sight:
             return Sight("running", worker=worker)
     queue = status.get("queue", {})
     head = {Ref(entry["client"], entry["id"]): entry for entry in queue.get("head", ())}
-    entry = head.get(ref, {})
-    position, wait_s = entry.get("queue_position"), entry.get("estimated_wait_seconds")
+    told = read(config.outputs / ref.client / f"{ref.id}{STATE}")
+    if told and not status:  # a host that sees the outputs only: whether the daemon lives, it cannot know
+        if told.get("state") == "running":
+            return Sight("running", worker=told)
+        return _waiting(told, told.get("queue_length", 0), alive=True)
     if any((config.spool / state / ref.client / f"{ref.id}.json").exists() for state in State):
-        return Sight("queued", alive, position=position, waiting=queue.get("pending", 0), wait_s=wait_s)
+        return _waiting(head.get(ref) or told, queue.get("pending", 0), alive)
     if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
         return Sight("inbox", alive)
     if reasons := [
@@ -56,6 +59,11 @@ def look(config: Config, ref: Ref) -> Sight:
     ]:
         return Sight("rejected", document=read(max(reasons, key=lambda path: path.stat().st_mtime)))
     return Sight("unknown", alive)
+
+
+def _waiting(told: dict[str, Any], waiting: int, alive: bool) -> Sight:
+    position, wait_s = told.get("queue_position"), told.get("estimated_wait_seconds")
+    return Sight("queued", alive, position=position, waiting=waiting, wait_s=wait_s)
 
 
 def _places(config: Config, ref: Ref, pattern: str) -> list[Path]:

@@ -17,8 +17,9 @@ import structlog
 from imagend import __version__, files
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
-from imagend.daemon.outlook import Outlook
+from imagend.daemon.outlook import HEAD
 from imagend.daemon.slots import Slot
+from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
 from imagend.job import Ref
 from imagend.manifest import Manifest
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STATUS_SCHEMA = "imagend.status/v1"
-HEAD = 100
 DOOR_LIMIT_S = 30.0
 """An inbox that has not answered for so long is reported."""
 _BALLAST_BYTES = 1 << 17
@@ -50,7 +50,7 @@ class Health:
     totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
     last_error: dict[str, Any] | None = None
     metrics: Metrics | None = None
-    outlook: Outlook | None = None
+    states: States | None = None
     _written: float = 0.0
     _measured: float = 0.0
 
@@ -62,8 +62,8 @@ class Health:
         self.totals[manifest.outcome] += 1
         if self.metrics:
             self.metrics.ended(manifest)
-        if self.outlook:
-            self.outlook.durations.learn(manifest)
+        if self.states:
+            self.states.ended(manifest)
 
     def trouble(self, part: str, why: str | None) -> None:
         """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""
@@ -89,8 +89,8 @@ class Health:
             )
             self.trouble(slot.name, dying if slot.deaths > 1 and not slot.ready else None)
         self._measure(now)
-        if self.outlook:
-            self.outlook.durations.keep(now)
+        if self.states:
+            self.states.tend(now)
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""
@@ -127,8 +127,8 @@ class Health:
 
     def write(self, now: float, state: str, slots: Iterable[Slot], turn: Turn, doors: Iterable[Door]) -> None:
         self._written = now
-        if self.outlook and state == "stopped":
-            self.outlook.durations.keep(now, at_once=True)
+        if self.states and state == "stopped":
+            self.states.stop(now)
         document = self.report(now, state, tuple(slots), turn, doors)
         try:
             self._replace(json.dumps(document, indent=1).encode() + b"\n")
@@ -188,7 +188,7 @@ class Health:
 
     def _head(self, head: list[Ref], slots: tuple[Slot, ...]) -> list[dict[str, Any]]:
         """The next jobs in the order in which they will be served if none comes and none goes."""
-        waits = self.outlook.waits(head, slots, datetime.now(UTC)) if self.outlook else [None] * len(head)
+        waits = self.states.outlook.waits(head, slots, datetime.now(UTC)) if self.states else [None] * len(head)
         return [
             {"client": ref.client, "id": ref.id, "queue_position": place, "estimated_wait_seconds": wait}
             for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1)

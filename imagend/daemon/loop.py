@@ -38,6 +38,7 @@ from imagend.daemon.recovery import recover
 from imagend.daemon.remembered import Remembered
 from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
+from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Outcome, Ref
@@ -77,7 +78,8 @@ class Daemon:
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
         self.health.count_in(config.metrics, spool, self.turn, self.slots.values(), doors)
         self.settings = Settings(config, reload, self.health)
-        self.health.outlook = Outlook(config.spool, partial(load, spool), librarian, lambda: self.settings.config)
+        outlook = Outlook(config.spool, partial(load, spool), librarian, lambda: self.settings.config)
+        self.health.states = States(outputs, self.turn, self.slots.values(), outlook)
         self.ending = Ending(spool, outputs, self.health, wall)
         self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
         self.reception = Reception(
@@ -92,9 +94,8 @@ class Daemon:
             self.stop_job,
         )
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending)
-        self.stopping = False
         self._stop_by = self._tidy_at = 0.0
-        self._changed = True
+        self.stopping, self._changed = False, True
 
     def run(self) -> None:
         """From recover() until asked to stop, every worker is gone, and what they left is written down."""

@@ -19,8 +19,10 @@ from imagend.daemon.slots import Running, Slot
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Job, Ref
 
-READ_AT_ONCE = 5
-"""Jobs read for one report: with five reports a second, some milliseconds of each second."""
+HEAD = 100
+"""Of so many jobs the wait is told one by one."""
+READ_AT_ONCE = 2
+"""Jobs read for one report: with nine reports a second, some milliseconds of each second."""
 
 
 class Outlook:

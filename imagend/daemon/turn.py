@@ -9,7 +9,7 @@ here costs more when more jobs wait; it grows with the clients that wait.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -64,6 +64,15 @@ class _Round:
         self.served[line[1]] = (self.turns, 0)
 
 
+def _walk(ahead: _Round, lines: Mapping[_Line, Iterable[Ref]]) -> Iterator[Ref]:
+    places: dict[_Line, Iterator[Ref]] = {}
+    while (line := ahead.next()) is not None:
+        if line not in places:
+            places[line] = iter(lines[line])
+        yield next(places[line])
+        ahead.serve(line)
+
+
 class Turn:
     def __init__(self) -> None:
         self._round = _Round()
@@ -78,12 +87,11 @@ class Turn:
 
     def __iter__(self) -> Iterator[Ref]:
         """In the order in which they will be served if none comes and none goes."""
-        ahead, places = self._round.copy(), dict[_Line, Iterator[Ref]]()
-        while (line := ahead.next()) is not None:
-            if line not in places:
-                places[line] = iter(self._lines[line])
-            yield next(places[line])
-            ahead.serve(line)
+        return _walk(self._round.copy(), self._lines)
+
+    def snapshot(self) -> Iterator[Ref]:
+        """The same, as it is now, however the queue changes while it is read. A copy of some ms for 100,000 jobs."""
+        return _walk(self._round.copy(), {line: tuple(jobs) for line, jobs in self._lines.items()})
 
     def add(self, ref: Ref, priority: int, first: bool = False) -> None:
         """Queue a job; `first` for one that comes back: it goes before its client's others of that priority."""

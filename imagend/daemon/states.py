@@ -1,0 +1,127 @@
+"""outputs/<client>/<id>.state.json: where a job is, for whoever sees only outputs/. Hints; gone when the job ends.
+
+Bounded: so many files in a quarter of a second, the running jobs first, then the head of the queue, then the rest,
+whose places are true of the moment in `at`: a newcomer behind 10,000 others is told of within two minutes, not at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from imagend.daemon.outlook import HEAD, Outlook
+from imagend.daemon.slots import Slot
+from imagend.daemon.turn import Turn
+from imagend.job import Ref
+from imagend.manifest import Manifest
+from imagend.outputs import Outputs
+
+log = structlog.get_logger()
+
+SCHEMA = "imagend.state/v1"
+PERIOD_S = 0.25
+FILES = 50
+"""At most so many are written in each period."""
+FRESH_S = 10.0
+"""One whose place is the same is written anew after so long, for its estimate."""
+
+
+class States:
+    def __init__(self, outputs: Outputs, turn: Turn, slots: Iterable[Slot], outlook: Outlook) -> None:
+        self._outputs, self._turn, self._slots, self.outlook = outputs, turn, tuple(slots), outlook
+        self._told: dict[Ref, tuple[Any, float]] = {}  # what was told of a job, and when
+        self._gone: set[Ref] = set()
+        self._walk: Iterator[tuple[int, Ref]] = iter(())
+        self._began = datetime.now(UTC)
+        self._walked = self._again = -FRESH_S
+        self._left, self._recovered = 0, False
+
+    def _recover(self) -> None:
+        """After any death: what is told of a job that does not wait is not true."""
+        for ref in self._outputs.shown():
+            if ref in self._turn:
+                self._told[ref] = (None, 0.0)
+            else:
+                self._outputs.hide(ref)
+
+    def ended(self, manifest: Manifest) -> None:
+        """It is published: a reader needs no hint any more."""
+        self.outlook.durations.learn(manifest)
+        ref = Ref(manifest.client, manifest.id)
+        if self._told.pop(ref, None):
+            self._gone.add(ref)
+            try:
+                self._hide()
+            except OSError as error:  # tend() tries again
+                log.debug("a state file stays for now", job=str(ref), why=error.strerror)
+
+    def _hide(self) -> None:
+        for ref in tuple(self._gone):
+            self._outputs.hide(ref)
+            self._gone.discard(ref)
+
+    def tend(self, now: float) -> None:
+        """Tell some of what is new, if it is time. Never fails: on a full disk what was told grows old."""
+        self.outlook.durations.keep(now)
+        if now < self._again:
+            return
+        self._again, self._left = now + PERIOD_S, FILES // 2
+        try:
+            if not self._recovered:
+                self._recover()
+                self._recovered = True
+            self._hide()
+            self._tell(now)
+        except OSError as error:
+            log.debug("states cannot be written", why=error.strerror)
+
+    def stop(self, now: float) -> None:
+        self.outlook.durations.keep(now, at_once=True)
+
+    def _tell(self, now: float) -> None:
+        at = datetime.now(UTC)
+        for slot in self._slots:
+            if slot.running is not None:
+                progress = slot.running.progress
+                step = (
+                    progress.model_dump(include={"stage", "picture", "pictures", "step", "steps"}) if progress else {}
+                )
+                self._show(slot.running.job.ref, {"state": "running"} | step, {}, now, at)
+        head = self._turn.head(HEAD)
+        waits = self.outlook.waits(head, self._slots, at)
+        for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1):
+            self._queued(ref, place, wait, now, at)
+        self._left += FILES // 2  # kept for the rest, however fast the head moves
+        if len(self._turn) > HEAD:
+            self._tell_the_rest(waits[-1], now, at)
+
+    def _tell_the_rest(self, last: float | None, now: float, at: datetime) -> None:
+        """Go on with a walk through the queue as it stood when the walk began; then begin anew."""
+        mean = self.outlook.durations.expect(None)
+        for _ in range(self._left):
+            place, ref = next(self._walk, (0, None))
+            if ref is None:
+                if now - self._walked < FRESH_S:
+                    return
+                self._walk, self._walked, self._began = enumerate(self._turn.snapshot(), 1), now, at
+            elif place > HEAD and ref in self._turn:
+                each = None if mean is None else mean / max(1, len(self._slots))
+                wait = None if last is None or each is None else round(last + (place - HEAD) * each, 1)
+                self._queued(ref, place, wait, now, self._began)
+
+    def _queued(self, ref: Ref, place: int, wait: float | None, now: float, at: datetime) -> None:
+        told = {"state": "queued", "queue_position": place}
+        self._show(ref, told, {"queue_length": len(self._turn), "estimated_wait_seconds": wait}, now, at)
+
+    def _show(self, ref: Ref, told: dict[str, Any], more: dict[str, Any], now: float, at: datetime) -> None:
+        before, when = self._told.get(ref, (None, 0.0))
+        if self._left <= 0 or (before == told and now - when < FRESH_S):
+            return
+        self._left -= 1
+        head = {"schema": SCHEMA, "id": ref.id, "client": ref.client, "at": at.isoformat(timespec="milliseconds")}
+        self._told[ref] = (None, 0.0)  # even if this fails: there may be a file to remove
+        self._outputs.show(ref, head | told | more)
+        self._told[ref] = (told, now)
