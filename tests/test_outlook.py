@@ -129,6 +129,13 @@ def test_a_job_that_cannot_be_painted_is_estimated_as_any_other(home: Home) -> N
     assert job["estimated_wait_seconds"] == pytest.approx(50.0, abs=49.0)
 
 
+def test_a_kind_without_model_size_and_steps_is_learned_of(home: Home) -> None:
+    durations = Durations(home.config.spool)
+    manifest = ended(4.0).model_copy(update={"spec": {"image": "leona/front", "scale": 2}})
+    durations.learn(manifest)
+    assert durations.expect(Work.of({"image": "leona/back", "scale": 2})) == 4.0
+
+
 def test_a_job_that_was_painted_is_learned_of(home: Home) -> None:
     daemon = home.daemon()
     home.drop("a.json", width=64, height=64, num_inference_steps=2)

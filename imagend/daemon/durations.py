@@ -39,9 +39,9 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Work:
-        """Of a spec with every default filled in."""
-        kind = f"{spec['width']}x{spec['height']}x{spec['num_inference_steps']}"
-        return cls(spec["model"], kind, len(spec["seeds"]))
+        """Of a spec with every default filled in. Kinds that need no model (upscale, preprocess) count as one."""
+        kind = "x".join(str(spec.get(field)) for field in ("width", "height", "num_inference_steps", "scale"))
+        return cls(spec.get("model") or "-", kind, len(spec.get("seeds") or (None,)))
 
 
 class Durations:

@@ -14,7 +14,7 @@ from pathlib import Path
 from imagend.config import Config
 from imagend.daemon.durations import Durations, Work
 from imagend.daemon.librarian import Librarian
-from imagend.daemon.recipe import complete
+from imagend.daemon.recipe import fill
 from imagend.daemon.slots import Running, Slot
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Job, Ref
@@ -67,8 +67,7 @@ class Outlook:
     def _work(self, ref: Ref) -> Work | None:
         """None for a job that will fail when its turn comes."""
         try:
-            spec, config = self._load(ref).spec, self._config()
-            model = self._librarian.find(spec.model or config.default_model)
-            return Work.of(complete(spec, ref, config, model).model_dump())
+            spec, _ = fill(self._load(ref), self._config(), self._librarian.find)
+            return Work.of(spec.model_dump())
         except (JobFailed, Rejected, OSError):
             return None
