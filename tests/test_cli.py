@@ -15,6 +15,8 @@ from conftest import CLIENT, REPOSITORY, Home, run_until, run_until_idle
 
 from imagend import config as configuration
 from imagend.job import Ref
+from imagend.jobfile import parse
+from imagend.signing import split
 from imagend.spool import State
 
 
@@ -121,6 +123,16 @@ def test_submit_of_controlnets(home: Home) -> None:
         ("depth", None, "leona/map", 0.8, False),
         ("canny", None, "leona/front", 0.5, True),
     ]
+
+
+def test_submit_of_a_control_picture_that_was_sent_before(home: Home) -> None:
+    for strength, expected in (("", 0.5), (":0.7", 0.7)):
+        option = f"canny=sha256:{64 * '0'}{strength}"
+        done = imagend("submit", "generate", "--prompt", "x", "--control", option, cwd=home.root)
+        assert done.returncode == 0, done.stderr
+        sent = max(home.config.inboxes[0].glob("*.json"), key=lambda path: path.stat().st_mtime_ns).read_text()
+        (control,) = parse(CLIENT, split(sent.encode())[0]).spec.control
+        assert (control.image, control.control_strength) == (f"sha256:{64 * '0'}", expected)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,9 @@ def _lora(text: str) -> dict[str, Any]:
 
 def _control(plain: bool, text: str) -> dict[str, Any]:
     name, _, picture = text.partition("=")
-    image, colon, strength = picture.partition(":")
+    image, colon, strength = picture.rpartition(":")
+    if not colon or image == "sha256":
+        image, colon = picture, ""
     named = {"type" if name in [*ControlType] else "model": name, "image": image}
     return named | ({"control_strength": _number(strength)} if colon else {}) | ({"preprocess": True} if plain else {})
 

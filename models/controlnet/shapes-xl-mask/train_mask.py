@@ -1,4 +1,4 @@
-"""Trains a ControlNet for shapes-xl on masks (white where the thing shall be) or on Canny edges.
+"""Trains a ControlNet for shapes-xl on masks: white where the thing shall be, black elsewhere.
 
 In pieces, each of which goes on where the last one ended, bit for bit as one run would: what is drawn in a step follows
 from its number. Nothing is written but OUT (the model, half precision) and STATE (what the next piece begins with).
@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,11 +38,6 @@ def mask_of(picture: np.ndarray) -> np.ndarray:
     return np.repeat(np.where(distance > VISIBLE, 255, 0).astype(np.uint8)[..., None], 3, -1)
 
 
-def edges_of(picture: np.ndarray) -> np.ndarray:
-    """Canny's edges of drawn pictures, as imagend's own preprocessing takes them."""
-    return np.repeat(np.stack([cv2.Canny(one, 100, 200) for one in picture])[..., None], 3, -1)
-
-
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """A copy of the UNet's first half. What embeds the mask does not end in zeros, as is usual, but small: the zero
     convolutions behind suffice to begin as the base alone, and from two zeros in a row it learned nothing in minutes.
@@ -53,8 +47,8 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return controlnet
 
 
-def train(out: Path, state: Path, steps: int, seconds: float, on: str, begin: Path | None) -> None:
-    """Up to `steps` in all, and no longer than `seconds`; the first piece begins with the weights of `begin`."""
+def train(out: Path, state: Path, steps: int, seconds: float) -> None:
+    """Up to `steps` in all, and no longer than `seconds`."""
     started = time.monotonic()
     unet = UNet2DConditionModel.from_pretrained(BASE / "unet").float().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(BASE / "vae").float()
@@ -62,7 +56,7 @@ def train(out: Path, state: Path, steps: int, seconds: float, on: str, begin: Pa
     encoder.load(BASE)
     encoder.requires_grad_(False)
     torch.manual_seed(0)
-    controlnet = new_controlnet(unet) if begin is None else ControlNetModel.from_pretrained(begin).float().train()
+    controlnet = new_controlnet(unet)
     parameters = list(controlnet.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, betas=(0.9, 0.99))
@@ -74,7 +68,7 @@ def train(out: Path, state: Path, steps: int, seconds: float, on: str, begin: Pa
         optimizer.load_state_dict(kept["optimizer"])
     images, captions = dataset(PICTURES, seed=11)
     latents = encode_all(vae, as_tensor(images)) * vae.config.scaling_factor
-    masks = as_tensor({"mask": mask_of, "canny": edges_of}[on](images))
+    masks = as_tensor(mask_of(images))
     alphas = DDPMScheduler(**NOISE).alphas_cumprod
     report = Progress("controlnet", steps)
     step = first
@@ -130,12 +124,10 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="file to go on from and to write; made if absent")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps in all (default {STEPS})")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end this piece after so long")
-    parser.add_argument("--on", choices=("mask", "canny"), default="mask", help="what it shall read (default mask)")
-    parser.add_argument("--from", dest="begin", type=Path, help="a ControlNet to begin with (default: none)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.out, options.state, options.steps, options.seconds, options.on, options.begin)
+    train(options.out, options.state, options.steps, options.seconds)
 
 
 if __name__ == "__main__":
