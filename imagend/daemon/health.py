@@ -64,6 +64,7 @@ class Health:
             self.metrics.ended(manifest)
         if self.states:
             self.states.ended(manifest)
+            self.trouble("states", self.states.trouble)
 
     def trouble(self, part: str, why: str | None) -> None:
         """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""
@@ -91,6 +92,7 @@ class Health:
         self._measure(now)
         if self.states:
             self.states.tend(now)
+            self.trouble("states", self.states.trouble)
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""

@@ -10,16 +10,12 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-
 from imagend.daemon.outlook import HEAD, Outlook
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
 from imagend.job import Ref
 from imagend.manifest import Manifest
 from imagend.outputs import Outputs
-
-log = structlog.get_logger()
 
 SCHEMA = "imagend.state/v1"
 PERIOD_S = 0.25
@@ -34,6 +30,7 @@ class States:
         self._outputs, self._turn, self._slots, self.outlook = outputs, turn, tuple(slots), outlook
         self._told: dict[Ref, tuple[Any, float]] = {}  # what was told of a job, and when
         self._gone: set[Ref] = set()
+        self.trouble: str | None = None
         self._walk: Iterator[tuple[int, Ref]] = iter(())
         self._began = datetime.now(UTC)
         self._walked = self._again = -FRESH_S
@@ -56,7 +53,7 @@ class States:
             try:
                 self._hide()
             except OSError as error:  # tend() tries again
-                log.debug("a state file stays for now", job=str(ref), why=error.strerror)
+                self.trouble = f"a state file in outputs/ cannot be removed: {error.strerror}"
 
     def _hide(self) -> None:
         for ref in tuple(self._gone):
@@ -64,7 +61,7 @@ class States:
             self._gone.discard(ref)
 
     def tend(self, now: float) -> None:
-        """Tell some of what is new, if it is time. Never fails: on a full disk what was told grows old."""
+        """Tell some of what is new, if it is time. Never fails: what was told grows old, and `trouble` says why."""
         self.outlook.durations.keep(now)
         if now < self._again:
             return
@@ -75,8 +72,9 @@ class States:
                 self._recovered = True
             self._hide()
             self._tell(now)
+            self.trouble = None
         except OSError as error:
-            log.debug("states cannot be written", why=error.strerror)
+            self.trouble = f"state files in outputs/ cannot be written: {error.strerror}"
 
     def stop(self, now: float) -> None:
         self.outlook.durations.keep(now, at_once=True)
