@@ -101,6 +101,7 @@ class Ending:
         May be repeated after an OSError.
         """
         self.outputs.confirm()
+        self.health.tidy()
         self.outputs.announce([ref for ref in self._untidied if ref not in self._announced])
         self._announced.update(self._untidied)
         self.spool.finish(self._untidied)

@@ -64,7 +64,11 @@ class Health:
             self.metrics.ended(manifest)
         if self.states:
             self.states.ended(manifest)
-            self.trouble("states", self.states.trouble)
+
+    def tidy(self) -> None:
+        """Of jobs that have ended nothing is told any more. Raises OSError."""
+        if self.states:
+            self.states.tidy()
 
     def trouble(self, part: str, why: str | None) -> None:
         """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""

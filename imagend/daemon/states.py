@@ -50,12 +50,9 @@ class States:
         ref = Ref(manifest.client, manifest.id)
         if self._told.pop(ref, None):
             self._gone.add(ref)
-            try:
-                self._hide()
-            except OSError as error:  # tend() tries again
-                self.trouble = f"a state file in outputs/ cannot be removed: {error.strerror}"
 
-    def _hide(self) -> None:
+    def tidy(self) -> None:
+        """Remove what is told of jobs that have ended. May be repeated after an OSError."""
         for ref in tuple(self._gone):
             self._outputs.hide(ref)
             self._gone.discard(ref)
@@ -70,7 +67,6 @@ class States:
             if not self._recovered:
                 self._recover()
                 self._recovered = True
-            self._hide()
             self._tell(now)
             self.trouble = None
         except OSError as error:
