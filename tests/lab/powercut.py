@@ -178,7 +178,7 @@ class Judge:
 
     def halves(self) -> Iterator[str]:
         """Published results of which something is missing."""
-        for folder in (self.home.config.outputs / CLIENT).glob("[!.]*"):
+        for folder in (self.home.config.outputs / CLIENT).glob("[!.]*/"):
             try:
                 manifest = json.loads((folder / "manifest.json").read_bytes())
                 told = {artifact["file"]: artifact["sha256"] for artifact in manifest["artifacts"]}

@@ -90,7 +90,7 @@ class Endurance(Drill):
         for letter in self.plan:
             places = [self.inbox / letter.name, *(self.root / "disk" / "spool").glob(f"*/*/{letter.name}")]
             assert any(place.exists() for place in places), f"{letter.id} is lost"
-        for folder in (self.root / "disk" / "outputs").glob("[!.]*/*"):
+        for folder in (self.root / "disk" / "outputs").glob("[!.]*/*/"):
             self.whole(folder)
 
     def whole(self, folder: Path) -> dict[str, Any]:
