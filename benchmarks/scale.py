@@ -81,15 +81,15 @@ def first_job_s(disk: Disk, here: Place) -> float:
     for path in (here.config.spool / "pending" / here.config.client.name).glob("[!.]*.json"):
         path.rename(here.config.inboxes[0] / path.name)
     ended = here.config.outputs / here.config.client.name
-    before = set(ended.iterdir())
+    before = set(ended.glob("*/manifest.json"))
     disk.forget()
     start = time.time()
     with process(here, "-m", "benchmarks.service", here.root / "config.yaml"):
-        wait_until(lambda: bool(set(ended.iterdir()) - before))
-        first = min(_started_at(folder) for folder in set(ended.iterdir()) - before)
+        wait_until(lambda: bool(set(ended.glob("*/manifest.json")) - before))
+        first = min(_started_at(path) for path in set(ended.glob("*/manifest.json")) - before)
     return first - start
 
 
-def _started_at(folder: Path) -> float:
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+def _started_at(path: Path) -> float:
+    manifest = json.loads(path.read_bytes())
     return datetime.fromisoformat(manifest["started_at"]).timestamp()
