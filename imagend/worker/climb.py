@@ -66,6 +66,11 @@ class Climb:
     def rung(self) -> Rung:
         return self._rung or Rung()
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is painted now has the bits that it has where memory is plenty."""
+        return self.rung.exact and not self._swallowed
+
     def over(self, attempt: Callable[[], T]) -> T:
         """Attempt it, each time one rung higher, until it succeeds. Raises OutOfMemory."""
         while True:
@@ -187,7 +192,7 @@ class Climb:
     def _tell(self) -> None:
         memory = self._context.memory
         memory |= {"mode": self.rung.mode.value, "vae_tile": self.rung.vae_tile, "retries": self._retries}
-        memory["exact"] = memory.get("exact", True) and self.rung.exact and not self._swallowed
+        memory["exact"] = memory.get("exact", True) and self.exact
         if self._key and any(self._news.values()):
             experience = learned(self._known, self._news)
             memory["seen"] = {"key": self._key, **experience.model_dump()}

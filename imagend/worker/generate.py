@@ -91,8 +91,7 @@ def _paint(
             with context.timed("painting"):
                 image = _call(pipe, spec, index, seed, embeddings | guidance, beginning, context, climb)
             seconds = round(time.perf_counter() - start, 6)
-            exact = climb.rung.exact
-            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, exact))
+            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, climb.exact))
         with context.timed("saving"):
             return tuple(one.result() if isinstance(one, Future) else one for one in painted)
 
@@ -178,8 +177,8 @@ class Drafts:
         self._folder, self._recipe = folder, recipe
 
     def find(self, index: int) -> tuple[Artifact, bool] | None:
-        """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact:
-        painted on a rung of the memory ladder that changes no bits."""
+        """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact
+        (Climb.exact)."""
         path = self._folder / f"{index:04d}.png"
         try:
             note = json.loads(self._note(index).read_bytes())

@@ -123,6 +123,8 @@ def test_a_shortage_that_a_library_swallowed_is_told_and_the_next_worker_plans_f
     assert (tight.memory["mode"], tight.memory["retries"], tight.memory["exact"]) == ("resident", [], False)
     assert list(tight.memory["seen"]["failed"]) == ["resident/painting"]
     assert "cuDNN" in tight.worn
+    monkeypatch.setattr(ladder.gauge, "swallowed", lambda: 0)  # another process finds the picture in the draft
+    assert painter.run(tmp_path / "tight", **QUICK).memory["exact"] is False
     monkeypatch.setattr(ladder.gauge, "swallowed", lambda: 1)
     following = painter.run(tmp_path / "following", **QUICK)  # in the same process: it still paints with other bits
     assert (following.memory["mode"], following.memory["exact"], following.worn) == ("model_offload", False, "")
