@@ -10,21 +10,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from imagend.errors import JobFailed, NoControlNet, UnsupportedSetting
-from imagend.fields import Frozen, ModelName, PictureName, Side
+from imagend.fields import Frozen, ModelName, OfOnePicture, PictureName, Side
 
 MAX_CONTROLS = 4
 
 
 class ControlType(enum.StrEnum):
-    """What a control picture shows."""
+    """What a control picture shows. The names of ControlNets for it hold the word."""
 
     CANNY = "canny"
     POSE = "pose"
     DEPTH = "depth"
 
 
-_NAMED = {ControlType.CANNY: ("canny",), ControlType.POSE: ("pose",), ControlType.DEPTH: ("depth",)}
-"""what the names of their ControlNets hold"""
 _EXAMPLES = {
     ControlType.CANNY: "xinsir/controlnet-canny-sdxl-1.0",
     ControlType.POSE: "xinsir/controlnet-openpose-sdxl-1.0",
@@ -69,11 +67,10 @@ class Control(Frozen):
         return self
 
 
-class Preprocess(Frozen):
+class Preprocess(OfOnePicture):
     """A control picture, made from a plain one: what a generate job with `preprocess` shows its ControlNet."""
 
     type: ControlType = Field(description="What the control picture shows: canny (edges), pose or depth.")
-    image: PictureName = Field(description="The picture: ENTITY/VIEW in reference/, or sha256:… of one sent along.")
     width: Side | None = Field(
         None, description="Pixels, with height: those of the job to come; the picture's own if left out."
     )
@@ -86,19 +83,10 @@ class Preprocess(Frozen):
             raise ValueError("width: goes with height; give both, or neither")
         return self
 
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        return (self.image,)
-
-    @property
-    def seeds(self) -> tuple[None]:
-        """One picture, of no seed."""
-        return (None,)
-
 
 def choose(type_: ControlType, names: Sequence[str]) -> str:
     """The ControlNet for a type, of those there are. Raises NoControlNet, UnsupportedSetting."""
-    found = [name for name in names if any(word in name.casefold() for word in _NAMED[type_])]
+    found = [name for name in names if type_ in name.casefold()]
     if len(found) > 1:
         shown = ", ".join(sorted(found)[:20])
         raise UnsupportedSetting(f"control: of type {type_} there are {shown}. Name one in `model`")

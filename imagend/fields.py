@@ -35,6 +35,23 @@ PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterV
 along."""
 
 
+class OfOnePicture(Frozen):
+    """A job that makes one picture from another one, and draws nothing."""
+
+    image: PictureName = Field(
+        description="The picture: ENTITY/VIEW in reference/, or sha256:… of one that was sent along."
+    )
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return (self.image,)
+
+    @property
+    def seeds(self) -> tuple[None]:
+        """One picture, of no seed."""
+        return (None,)
+
+
 def digest_of(picture: str) -> str | None:
     """The SHA-256 by which a picture that was sent along is named; None of one in reference/."""
     return picture.removeprefix("sha256:") if picture.startswith("sha256:") else None

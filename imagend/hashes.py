@@ -13,9 +13,9 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from imagend import files
+from imagend import files, hints
 
 FILE = "hashes.json"
 SCHEMA = "imagend.hashes/v1"
@@ -65,15 +65,13 @@ class HashFile:
     def __init__(self, spool: Path) -> None:
         self._path = spool / FILE
         self._known: dict[str, Hashes] = {}
-        try:
-            raw, _ = files.read_untrusted(self._path, _MAX_BYTES)
-            document = json.loads(raw)
-            if document["schema"] == SCHEMA:
-                for key, (sha256, weights_sha256) in document["files"].items():
-                    if _SHA256.fullmatch(sha256) and _SHA256.fullmatch(weights_sha256):
-                        self._known[key] = Hashes(sha256, weights_sha256)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if hints.read(self._path, _MAX_BYTES, SCHEMA, self._recall):
             self._known = {}
+
+    def _recall(self, document: dict[str, Any]) -> None:
+        for key, (sha256, weights_sha256) in document["files"].items():
+            if _SHA256.fullmatch(sha256) and _SHA256.fullmatch(weights_sha256):
+                self._known[key] = Hashes(sha256, weights_sha256)
 
     def get(self, key: str) -> Hashes | None:
         return self._known.get(key)

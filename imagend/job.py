@@ -17,7 +17,7 @@ from imagend import lora, schedulers
 from imagend import prompt as prompts
 from imagend.control import MAX_CONTROLS, Control, Preprocess
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, PictureName, Side, printable
+from imagend.fields import ModelName, OfOnePicture, PictureName, Side, printable
 from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
 
@@ -254,7 +254,7 @@ class Generate(Frozen):
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
-class Upscale(Frozen):
+class Upscale(OfOnePicture):
     """A picture, made larger by Lanczos. It draws nothing, and so has no seed."""
 
     image: PictureName = Field(
@@ -263,15 +263,6 @@ class Upscale(Frozen):
     )
     scale: Literal[2, 4] = Field(2, description="How many times as wide and as high.")
     metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        return (self.image,)
-
-    @property
-    def seeds(self) -> tuple[None]:
-        """One picture, of no seed."""
-        return (None,)
 
 
 class Cancel(Frozen):

@@ -80,6 +80,10 @@ class Progress(Frozen):
     step: int = 0
     steps: int = 0
 
+    def told(self) -> dict[str, Any]:
+        """As it stands in status.json and in a job's state file."""
+        return self.model_dump(exclude={"type", "job"})
+
 
 class MemoryShort(Frozen):
     """The device ran out of memory at a stage, on a rung of the memory ladder; the worker tries `then`, or gives up."""

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return report(list(examine(configuration.find(arguments.config))), arguments.json)
+    return report(examine(configuration.find(arguments.config)), arguments.json)
 
 
 def examine(path: Path) -> Iterator[Finding]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from imagend import config as configuration
 from imagend import files
 from imagend.cli.check import examine
@@ -114,8 +116,8 @@ def _damaged(spool: Path) -> Iterator[Finding]:
 
 def _leftovers(config: Config, alive: bool) -> Iterator[Finding]:
     """Temporary files by those who died before the rename. The daemon sweeps its own at its start."""
-    places = [(inbox, "*/.*", "rm them: who wrote them died before the file was whole") for inbox in config.inboxes]
-    places += [(inbox, ".*", "rm them: who wrote them died before the file was whole") for inbox in config.inboxes]
+    fix = "rm them: who wrote them died before the file was whole"
+    places = [(inbox, pattern, fix) for pattern in ("*/.*", ".*") for inbox in config.inboxes]
     if not alive:
         places += [(config.spool, "*/*/.*.tmp", "start imagend: it removes them")]
         places += [(config.outputs / DRAFTS, "*/*", "start imagend: what is half painted there is finished or removed")]
@@ -134,8 +136,6 @@ def _age_s(path: Path) -> float:
 
 def _versions() -> Iterator[Finding]:
     """What pyproject.toml asks for against what is installed. An editable install knows it, too."""
-    from packaging.requirements import Requirement  # comes with the engine
-
     wrong: list[str] = []
     right: list[str] = []
     for text in metadata.requires("imagend") or ():

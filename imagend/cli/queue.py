@@ -30,13 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise Unreachable(
             f"The daemon of {config.spool} is not running, so no job has its turn. Start it: imagend serve"
         )
-    mine = (arguments.client,) if arguments.client else tuple({job["client"] for job in status["queue"]["head"]})
     running = [
         {"client": worker["client"], "id": worker["job"], "worker": name} | _progress(worker)
         for name, worker in status["workers"].items()
         if "job" in worker and arguments.client in (None, worker["client"])
     ]
-    waiting = [job for job in status["queue"]["head"] if job["client"] in mine]
+    waiting = [job for job in status["queue"]["head"] if arguments.client in (None, job["client"])]
     pending = status["queue"]["pending"]
     if arguments.json:
         document = {"at": status["heartbeat"], "running": running, "waiting": waiting, "pending": pending}

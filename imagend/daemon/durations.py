@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from imagend import files
+from imagend import files, hints
 from imagend.job import Outcome
 from imagend.manifest import Manifest
 
@@ -50,17 +50,8 @@ class Durations:
         self._seconds: dict[str, deque[float]] = {}
         self._changed = False
         self._kept: float | None = None
-        try:
-            raw, _ = files.read_untrusted(self._path, MAX_BYTES)
-            document = json.loads(raw)
-            if document["schema"] == SCHEMA:
-                for key, values in document["seconds"].items():
-                    for value in values:
-                        self._add(key, max(0.0, float(value)))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("what was known of durations is lost", why=type(error).__name__)
+        if lost := hints.read(self._path, MAX_BYTES, SCHEMA, self._recall):
+            log.warning("what was known of durations is lost", why=lost)
 
     def learn(self, manifest: Manifest) -> None:
         """From a job that was painted; one that failed tells nothing of how long another will take."""
@@ -94,6 +85,11 @@ class Durations:
             files.replace_hint(self._path, json.dumps({"schema": SCHEMA, "seconds": seconds}).encode(), 0o600)
         except OSError as error:
             log.warning("what was seen of durations cannot be kept", why=error.strerror)
+
+    def _recall(self, document: dict[str, Any]) -> None:
+        for key, values in document["seconds"].items():
+            for value in values:
+                self._add(key, max(0.0, float(value)))
 
     def _mean(self, key: str) -> float:
         return sum(self._seconds[key]) / len(self._seconds[key])

@@ -212,7 +212,7 @@ def _worker(slot: Slot) -> dict[str, Any]:
             "since": slot.running.started_at.isoformat(timespec="milliseconds"),
         }
         if progress is not None:
-            report |= progress.model_dump(include={"stage", "picture", "pictures", "step", "steps"})
+            report |= progress.told()
     return report
 
 

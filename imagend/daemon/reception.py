@@ -62,10 +62,9 @@ class Reception:
             return (LATER,) * len(arrivals)
         for job in accepted:
             log.info("accepted", job=str(job.ref))
-        for number, arrival in enumerate(arrivals):
-            if isinstance(arrival.item, CancelRequest):
-                verdicts[number] = self.heed(arrival.item)
-        cancels = [number for number, arrival in enumerate(arrivals) if isinstance(arrival.item, CancelRequest)]
+        cancels = {number: one.item for number, one in enumerate(arrivals) if isinstance(one.item, CancelRequest)}
+        for number, wish in cancels.items():
+            verdicts[number] = self.heed(wish)
         try:
             if cancels:
                 self.outputs.confirm()  # else a power cut could bring back what was cancelled, without its wish

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from imagend import files
+from imagend import files, hints
 from imagend.memory_plan import Experience
 
 log = structlog.get_logger()
@@ -30,16 +30,8 @@ class Remembered:
     def __init__(self, spool: Path) -> None:
         self._path = spool / FILE
         self._entries: dict[str, Experience] = {}
-        try:
-            raw, _ = files.read_untrusted(self._path, MAX_BYTES)
-            document = json.loads(raw)
-            if document["schema"] == SCHEMA:
-                for key, value in document["entries"].items():
-                    self._keep(key, Experience.model_validate(value))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("what was remembered of memory is lost", why=type(error).__name__)
+        if lost := hints.read(self._path, MAX_BYTES, SCHEMA, self._recall):
+            log.warning("what was remembered of memory is lost", why=lost)
 
     def of(self, model: str | None, width: int | None = None, height: int | None = None) -> dict[str, Any]:
         """What is known of a model, by the workers' own keys; of this size first, and no more than MAX_TOLD."""
@@ -67,6 +59,10 @@ class Remembered:
             files.replace_hint(self._path, document, 0o600)  # sizes that clients asked for
         except OSError as error:
             log.warning("what was seen of memory cannot be kept", why=error.strerror)
+
+    def _recall(self, document: dict[str, Any]) -> None:
+        for key, value in document["entries"].items():
+            self._keep(key, Experience.model_validate(value))
 
     def _keep(self, key: str, entry: Experience) -> None:
         self._entries.pop(key, None)

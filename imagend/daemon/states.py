@@ -79,10 +79,7 @@ class States:
         at = datetime.now(UTC)
         for slot in self._slots:
             if slot.running is not None:
-                progress = slot.running.progress
-                step = (
-                    progress.model_dump(include={"stage", "picture", "pictures", "step", "steps"}) if progress else {}
-                )
+                step = slot.running.progress.told() if slot.running.progress else {}
                 self._show(slot.running.job.ref, {"state": "running"} | step, {}, now, at)
         head = self._turn.head(HEAD)
         waits = self.outlook.waits(head, self._slots, at)

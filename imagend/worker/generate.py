@@ -219,17 +219,7 @@ class Drafts:
             "engine": engine,
         }
         data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
-        return Artifact(
-            index=index,
-            file=path.name,
-            width=image.width,
-            height=image.height,
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            pixels_sha256=pixels,
-            seed=seed,
-            seconds=seconds,
-        )
+        return images.describe(image, path.name, data, pixels, index, seed, seconds)
 
     def _note(self, index: int) -> Path:
         return self._folder / f".{index:04d}.json"

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagend import __version__, lora, schedulers
 from imagend.job import Generate
+from imagend.manifest import Artifact
 
 AI_MADE = "trainedAlgorithmicMedia"
 _WORKED_ON = "algorithmicallyEnhanced"
@@ -48,22 +49,40 @@ def save_png(image: Image.Image, path: Path, text: PngInfo) -> bytes:
     return path.read_bytes()
 
 
+def describe(
+    image: Image.Image, file: str, data: bytes, pixels: str, index: int, seed: int | None, seconds: float
+) -> Artifact:
+    """A picture that was saved: `data` is its file, `pixels` what pixels_sha256() says."""
+    return Artifact(
+        index=index,
+        file=file,
+        width=image.width,
+        height=image.height,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        pixels_sha256=pixels,
+        seed=seed,
+        seconds=seconds,
+    )
+
+
 def mark(made_by_ai: bool, item: dict[str, Any] | None) -> PngInfo:
     """For a picture that was only worked on: it stays marked as AI-made if it was, else it is marked as worked on."""
-    text = PngInfo()
-    if item is not None:
-        text.add_itxt("imagend", json.dumps(item, ensure_ascii=False, allow_nan=False))
-    text.add_itxt("XML:com.adobe.xmp", _XMP if made_by_ai else _XMP.replace(AI_MADE, _WORKED_ON))
-    return text
+    return _with(PngInfo(), item, _XMP if made_by_ai else _XMP.replace(AI_MADE, _WORKED_ON))
 
 
 def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, Any]) -> PngInfo:
     """What goes into the PNG beside the pixels; with metadata "none" only the AI mark."""
-    text = PngInfo()
-    if spec.metadata == "full":
+    text, full = PngInfo(), spec.metadata == "full"
+    if full:
         text.add_itxt("parameters", infotext(spec, seed, engine))
+    return _with(text, item if full else None, _XMP)
+
+
+def _with(text: PngInfo, item: dict[str, Any] | None, xmp: str) -> PngInfo:
+    if item is not None:
         text.add_itxt("imagend", json.dumps(item, ensure_ascii=False, allow_nan=False))
-    text.add_itxt("XML:com.adobe.xmp", _XMP)
+    text.add_itxt("XML:com.adobe.xmp", xmp)
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import TYPE_CHECKING
 
@@ -31,14 +30,4 @@ def save(image: Image.Image, source: Picture, spec: Upscale | Preprocess, contex
             data = images.save_png(image, context.folder / FILE, text)
     except OSError as error:
         raise NoSpace(error.strerror) from None
-    return Artifact(
-        index=0,
-        file=FILE,
-        width=image.width,
-        height=image.height,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        pixels_sha256=pixels,
-        seed=None,
-        seconds=round(time.perf_counter() - start, 6),
-    )
+    return images.describe(image, FILE, data, pixels, 0, None, round(time.perf_counter() - start, 6))
