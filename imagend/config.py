@@ -87,6 +87,8 @@ def _absolute(config: Config, base: Path) -> Config:
         folders["extra_model_paths"] = base / config.extra_model_paths
     if config.metrics:
         folders["metrics"] = base / config.metrics
+    if config.history:
+        folders["history"] = base / config.history
     client = config.client.model_copy(update={"key": base / config.client.key})
     fetch = config.fetch.model_copy(update={"tokens": base / config.fetch.tokens})
     inboxes = tuple(base / inbox for inbox in config.inboxes)

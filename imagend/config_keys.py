@@ -170,6 +170,10 @@ class Config(Frozen):
         description="A file that is rewritten each heartbeat with numbers for Prometheus: a name ending in .prom in "
         "the folder of node_exporter's textfile collector. null: none. A change needs a restart.",
     )
+    history: Folder | None = Field(
+        None,
+        description="The database that `imagend history` keeps, on a local disk. null: history.db in the spool.",
+    )
     max_jobs_per_worker: int = Field(
         0, ge=0, description="A worker is replaced after so many jobs, against what libraries leak. 0: never."
     )

@@ -12,7 +12,7 @@ ImagendError
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
 └── Fatal        the operator                             → exit status, status.json
-    ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable
+    ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable, HistoryUnusable
     └── UsageError, Unreachable
 
 `Interrupt` is no error: it unwinds a job that was cancelled, and like trio's Cancelled it passes `except Exception`.
@@ -325,6 +325,12 @@ class SpoolUnusable(Fatal):
     """{}: {}. Run: imagend check"""
 
     code, exit_status = "SPOOL_UNUSABLE", 74  # EX_IOERR
+
+
+class HistoryUnusable(Fatal):
+    """The history {} cannot be used: {}. Make it anew from what lies in outputs: imagend history --rebuild"""
+
+    code, exit_status = "HISTORY_UNUSABLE", 74
 
 
 class UsageError(Fatal):

@@ -63,7 +63,9 @@ WORDS = {
 }
 SHELVES = {
     "attachments",
+    "feed",
     "files",
+    "history",
     "inbox",
     "spool",
     "outputs",
@@ -89,6 +91,7 @@ MAY_IMPORT = {
     "models": WORDS | {"files", "weights", "model_folders", "hashes"},
     "catalog": WORDS | {"models"},
     "survey": WORDS | {"models", "catalog", "model_folders", "records"},
+    "history": WORDS | {"files", "outputs", "feed"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
     "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "fetch"},
