@@ -51,6 +51,19 @@ def credentials() -> Path | None:
     return Path(folder) if folder else None
 
 
+def supervision() -> tuple[str, float] | None:
+    """Where systemd wants to hear of us, and within how many seconds each time (0: it need not); None: nowhere.
+
+    Taken out of the environment: no child of ours is to speak for us (sd_notify(3), sd_watchdog_enabled(3)).
+    """
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    usec, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+    if not address.startswith(("/", "@")):  # vsock: a container's or machine's own affair
+        return None
+    ours = usec.isdecimal() and pid in ("", str(os.getpid()))
+    return address, int(usec) / 1e6 if ours else 0.0
+
+
 def expand(path: str) -> Path:
     """A path in which ~ and $VARIABLES stand for what they mean to the user we run as."""
     return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111  Path.expanduser() raises for ~stranger

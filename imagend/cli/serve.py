@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import queue
 import signal
 import threading
@@ -33,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = configuration.find(arguments.config)
     config = configuration.load(path)
     logs.set_up()
+    faulthandler.enable()  # where each thread stands, when systemd's watchdog sends SIGABRT or a library crashes
+    supervision = configuration.supervision()
     mailbox: Mailbox = queue.SimpleQueue()
     spool, outputs = Spool(config.spool), Outputs(config.outputs)
     doors = [Door(inbox, Policy(config, AllowedSigners.parse("", "")), spool.attachments) for inbox in config.inboxes]
@@ -52,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
             doors=doors,
             mailbox=mailbox,
         )
+        if supervision is not None:
+            from imagend.daemon.notify import Notifier, Systemd
+
+            address, watchdog_s = supervision
+            daemon.health.supervisor = Systemd(Notifier(address), watchdog_s, daemon)
         daemon.settings.read_keys()
         daemon.tell_doors()
         daemon.recover()

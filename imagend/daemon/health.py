@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -38,6 +38,14 @@ MIN_INTERVAL_S = 0.2
 """The file is rewritten at most this often: a fast painter makes progress a hundred times a second."""
 
 
+class Supervisor(Protocol):
+    """Who started us and wants to know how we are (notify.py)."""
+
+    def tend(self, now: float) -> None: ...
+
+    def reloading(self) -> None: ...
+
+
 @dataclass
 class Health:
     """Gathers what the loop tells it and writes the file."""
@@ -51,6 +59,7 @@ class Health:
     last_error: dict[str, Any] | None = None
     metrics: Metrics | None = None
     states: States | None = None
+    supervisor: Supervisor | None = None
     _written: float = 0.0
     _measured: float = 0.0
 
@@ -80,7 +89,7 @@ class Health:
             log.error("degraded", part=part, why=why)
 
     def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot], librarian: Librarian) -> None:
-        """Troubles that come and go by themselves; and the metrics."""
+        """Troubles that come and go by themselves; and the metrics, and what systemd is told."""
         self.trouble("models", librarian.trouble(now))
         for door in doors:
             late = now - door.looked_at > DOOR_LIMIT_S
@@ -97,6 +106,13 @@ class Health:
         if self.states:
             self.states.tend(now)
             self.trouble("states", self.states.trouble)
+        if self.supervisor:
+            self.supervisor.tend(now)
+
+    def reloading(self) -> None:
+        """The configuration is about to be read again."""
+        if self.supervisor:
+            self.supervisor.reloading()
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""

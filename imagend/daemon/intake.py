@@ -90,6 +90,8 @@ class Door:
         self.inbox, self.policy, self._attachments = inbox, policy, attachments
         self.hint = Event()
         self.looked_at = time.monotonic()
+        self.looked = False
+        """whether look() has ever come to its end"""
         self.trouble: str | None = None
         self.skew_s: float | None = None
         """how far the inbox's clock is ahead of ours; None: not known"""
@@ -166,6 +168,7 @@ class Door:
                     arrivals.append(arrival)
         unreadable = self._unreadable if self._held.counts[Why.UNREADABLE] else None
         self.trouble = self._closed or unreadable  # in one step: the loop's thread reads it
+        self.looked = True
         return tuple(arrivals)
 
     def settle(self, arrival: Arrival, verdict: Verdict) -> None:

@@ -35,6 +35,7 @@ class Settings:
 
     def reload(self) -> None:
         """Read config.yaml again and take over what can be changed without a restart."""
+        self._health.reloading()
         try:
             fresh = self._reload()
         except BadConfig as error:
