@@ -11,12 +11,13 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _THREADS = 8
+_AHEAD = 128
 _WRITE, _WAIT_AFTER = 2, 4  # SYNC_FILE_RANGE_…
 
 
@@ -77,9 +78,25 @@ def exists(place: str) -> bool:
 
 
 def read(place: str) -> bytes:
-    """Path.read_bytes(), for those who read 100,000."""
+    """Path.read_bytes(), for those who read often: making a Path costs more than reading."""
     with open(place, "rb", buffering=0) as file:  # noqa: PTH123
         return file.read()
+
+
+def read_many(places: Sequence[str]) -> Iterator[bytes]:
+    """read() of each, for a disk that has to fetch them: it is told of the next 128, and fetches them side by side."""
+    for first in range(0, len(places), _AHEAD):
+        fds: list[int] = []
+        try:
+            for place in places[first : first + _AHEAD]:
+                fds.append(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
+                os.posix_fadvise(fds[-1], 0, 0, os.POSIX_FADV_WILLNEED)
+            for fd in fds:
+                with open(fd, "rb", buffering=0, closefd=False) as file:
+                    yield file.read()
+        finally:
+            for fd in fds:
+                os.close(fd)
 
 
 def touch(path: Path, mode: int) -> None:

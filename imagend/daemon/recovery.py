@@ -14,7 +14,6 @@ A file in both inbox and pending died between accept's two steps: it is accepted
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -29,9 +28,6 @@ from imagend.outputs import Outputs
 from imagend.spool import Spool, State
 
 log = structlog.get_logger()
-
-_THREADS = 16
-_AT_A_TIME = 100
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,8 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     requeued = [ticket for ticket in died if spool.where(ticket.ref) is State.PENDING]
     queued = []
     pending = [ticket.ref for ticket in sorted(waiting + requeued) if ticket not in ended]
-    for ref, priority in zip(pending, _priorities(spool, pending), strict=True):
+    for ref, raw in zip(pending, spool.read_pending(pending), strict=True):
+        priority = _priority(ref, raw)
         if priority is None:
             log.error("a job's file is damaged; it was set aside: submit it again", job=str(ref))
             spool.set_aside(ref)
@@ -68,21 +65,13 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     return queued
 
 
-def _priorities(spool: Spool, refs: list[Ref]) -> list[int | None]:
-    """Side by side, for a disk that has them to fetch; a hundred at a time, because each turn of a thread costs."""
-    parts = [refs[first : first + _AT_A_TIME] for first in range(0, len(refs), _AT_A_TIME)]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        read = threads.map(lambda part: [_priority(spool, ref) for ref in part], parts)
-        return [priority for part in read for priority in part]
-
-
-def _priority(spool: Spool, ref: Ref) -> int | None:
+def _priority(ref: Ref, raw: bytes) -> int | None:
     """A queued job's priority, without parsing all of it, for 100,000 may wait; None if these are not the job's bytes.
 
     They can be cut: a power failed before accept's fsync. Then its sender was told nothing and its inbox still has it.
     """
     try:
-        body, _ = signing.split(spool.read(ref))
+        body, _ = signing.split(raw)
         if signing.job_id(ref.client, body) != ref.id:
             return None
         priority = json.loads(body).get("priority", 5)
