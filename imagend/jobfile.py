@@ -82,7 +82,7 @@ def parse(client: str, body: bytes) -> Job | CancelRequest:
     if isinstance(spec, Cancel):
         return CancelRequest(ref=Ref(spec.client or client, spec.job), header=header, signer=client)
     assert isinstance(spec, Spec)
-    return Job(ref=Ref(client, job_id(client, body)), header=header, spec=spec)
+    return Job.model_construct(ref=Ref(client, job_id(client, body)), header=header, spec=spec)  # its parts are checked
 
 
 def check_window(header: Header, now: datetime) -> None:
@@ -114,7 +114,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         ) from None
     if text.startswith("\ufeff"):
         raise InvalidJob("The file starts with a byte order mark. Write it as UTF-8 without one.")
-    if _depth(text) > MAX_DEPTH:
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise InvalidJob(f"The JSON is nested deeper than {MAX_DEPTH} levels. Job fields need at most 6.")
     try:
         value = json.loads(
@@ -124,7 +124,8 @@ def read_json(body: bytes) -> dict[str, Any]:
             parse_float=_number,
             parse_constant=_no_constant,
         )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates hide behind \ud800 escapes
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates hide behind \ud800 escapes
     except UnicodeEncodeError:
         raise InvalidJob(
             "A text holds half of a surrogate pair (\\ud800 to \\udfff). Write the character itself."
