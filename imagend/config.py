@@ -64,6 +64,12 @@ def supervision() -> tuple[str, float] | None:
     return address, int(usec) / 1e6 if ours else 0.0
 
 
+def stderr_is_journal() -> bool:
+    """Whether systemd has connected stderr with the journal (systemd.exec(5), $JOURNAL_STREAM), and nobody since."""
+    stderr = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+
+
 def expand(path: str) -> Path:
     """A path in which ~ and $VARIABLES stand for what they mean to the user we run as."""
     return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111  Path.expanduser() raises for ~stranger

@@ -45,6 +45,7 @@ WORDS = {
     "schedulers",
     "presets",
     "messages",
+    "message_ids",
     "memory_plan",
     "signers",
     "signing",
@@ -97,7 +98,7 @@ MAY_IMPORT = {
     "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "fetch"},
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
-    "logs": set[str](),
+    "logs": {"message_ids"},
 }
 MAX_LINES = 250
 

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = configuration.find(arguments.config)
     config = configuration.load(path)
-    logs.set_up()
+    logs.set_up(journal=configuration.stderr_is_journal())
     faulthandler.enable()  # where each thread stands, when systemd's watchdog sends SIGABRT or a library crashes
     supervision = configuration.supervision()
     mailbox: Mailbox = queue.SimpleQueue()
