@@ -1,4 +1,4 @@
-"""outputs/results.jsonl, read on from where a reader stopped: whole lines only, across rotation, cuts and rewriting.
+"""results.jsonl and events.jsonl, read on from where a reader stopped: whole lines, over rotation, cuts and rewriting.
 
 A place in it is kept as the last bytes that were read, not as an inode: ids make them unique, and they are still the
 same after the file was renamed, copied or trimmed.

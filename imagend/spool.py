@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STATUS = "status.json"
+EVENTS = "events.jsonl"
 DAMAGED = "damaged"
 STALE_INTERVALS = 3
 """Readers take the daemon for dead when status.json's heartbeat is older than so many of its intervals."""

@@ -39,6 +39,7 @@ ROOT: Inode = 0
 INBOX = "spool/inbox"
 _STALE = re.compile(
     r"spool/\.+(lock|owner|ballast)[^/]*|spool/\.?(status|durations)\.json[^/]*|outputs/\w+/\.?\w+\.state\.json[^/]*"
+    r"|spool/events\.jsonl"
 )
 """No start relies on these."""
 

@@ -13,6 +13,7 @@ from scene import Painter
 
 from imagend import files
 from imagend.daemon.ending import Ending
+from imagend.daemon.events import Events
 from imagend.daemon.intake import Arrival, Door
 from imagend.job import Ref
 from imagend.manifest import Manifest
@@ -191,6 +192,34 @@ def _sync_less(patch: pytest.MonkeyPatch, owner: type, verb: str, lost: Callable
             return real(*args, **kwargs)
 
     patch.setattr(owner, verb, call)
+
+
+def tell_before_the_sync(patch: pytest.MonkeyPatch) -> None:
+    def ended(self: Events, manifest: Manifest) -> None:
+        self._ended.append(manifest)
+        self.confirmed()
+
+    patch.setattr(Events, "ended", ended)
+
+
+def tell_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """And at once, not with what the whole look-around tells."""
+    real = Spool.commit
+    told: list[Events] = []
+    begin = Events.__init__
+
+    def start(self: Events, spool: Path, name: str) -> None:
+        begin(self, spool, name)
+        told.append(self)
+
+    def commit(self: Spool) -> None:
+        for path in self._new:
+            told[-1].tell("queued", Ref(path.parent.name, path.stem))
+        told[-1].write(0.0, at_once=True)
+        real(self)
+
+    patch.setattr(Events, "__init__", start)
+    patch.setattr(Spool, "commit", commit)
 
 
 def manifest_after_the_move(patch: pytest.MonkeyPatch) -> None:

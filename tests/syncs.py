@@ -5,6 +5,7 @@ It follows a disk that keeps only what was synced, and says where a step was tak
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -24,7 +25,7 @@ import imagend
 from imagend import files
 from imagend.job import Outcome, Ref
 from imagend.outputs import MANIFEST
-from imagend.spool import State
+from imagend.spool import EVENTS, State
 
 # The record
 
@@ -182,7 +183,7 @@ _NAMED_FIRST = re.compile(r"spool/pending/.*|outputs/\.drafts/.*")
 """Synced after they got their names: nobody takes the first for a job before, nor looks into the second."""
 _HINT = re.compile(
     r"spool/\.+(lock|owner|owner\.tmp|ballast|ballast\.tmp)|spool/\.?(status|durations)\.json(\.tmp)?"
-    r"|outputs/\w+/\.?\w+\.state\.json(\.tmp)?"
+    r"|outputs/\w+/\.?\w+\.state\.json(\.tmp)?|spool/events\.jsonl"
 )
 _MAY_BE_LOST = re.compile(rf"{_HINT.pattern}|outputs/\.drafts/.*|spool/journal/.*")
 """Stale after a crash anyway; painted again; the words of the journal on which nothing depends."""
@@ -276,8 +277,21 @@ class Reader:
             for id in re.findall(r'"id": "(\w+)"', op.data.decode()):
                 self.announced.add(id)
                 self.demand(self.published(id), "announced before the result was safe", op)
+        elif op.path == f"spool/{EVENTS}":
+            self.told(op)
         elif not _MAY_BE_LOST.fullmatch(op.path):
             self.demand(_TEMPORARY.fullmatch(op.path) is not None, "written in place", op)
+
+    def told(self, op: Op) -> None:
+        """The live feed may be lost, but what it tells is true."""
+        for line in op.data.splitlines():
+            event = json.loads(line)
+            word, id = event["type"].removeprefix("imagend."), event["data"].get("id")
+            if word in ("completed", "failed", "cancelled"):
+                self.demand(self.published(id), "told before the result was safe", op)
+            if word == "queued":
+                safe = any(self.disk.safe(_place(state, id)) for state in State)
+                self.demand(safe or self.published(id), "told before it was safe in the queue", op)
 
     def run(self, op: Op) -> None:
         """The work begins: a job that kills the machine must run out of attempts."""

@@ -33,6 +33,8 @@ from mutants import (
     run_before_the_claim,
     run_before_the_sync,
     set_the_time_after_the_sync,
+    tell_before_the_commit,
+    tell_before_the_sync,
     write_in_place,
 )
 from scene import big_scene, check, kill, live, quick_home, quiet
@@ -171,6 +173,8 @@ MUTANTS: dict[Breaks, str] = {
     manifest_after_the_move: "published without its manifest",
     put_away_before_publishing: "put away before the result was safe",
     put_away_before_announcing: "put away before the feed told of it",
+    tell_before_the_commit: "told before it was safe in the queue",
+    tell_before_the_sync: "told before the result was safe",
 }
 
 

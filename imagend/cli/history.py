@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sqlite3
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from imagend import config as configuration
 from imagend import history
-from imagend.cli.look import span
+from imagend.cli.look import moment, span
 from imagend.errors import UsageError
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _JOBS = """
 SELECT client, id, kind, model, outcome, code, accepted_at, started_at, ended_at, attempts, pictures,
        ended_at - started_at AS seconds, started_at - accepted_at AS waited_seconds
@@ -45,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", metavar="NAME", help="this client's jobs only")
     parser.add_argument("--model", metavar="NAME", help="jobs by this model only")
     parser.add_argument(
-        "--since", metavar="TIME", type=_since, help="ended since: 30m, 24h, 7d, 2w, or 2026-11-26T15:00 (UTC)"
+        "--since", metavar="TIME", type=moment, help="ended since: 30m, 24h, 7d, 2w, or 2026-11-26T15:00 (UTC)"
     )
     parser.add_argument("--failed", action="store_true", help="list failed jobs only; the figures are those of all")
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="list so many jobs (20); 0: all")
@@ -56,17 +54,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "start of the last attempt to the end; waiting is from acceptance to that start. Run it as imagend's user: it "
         "keeps what it read in history.db in the spool. exit status: 0 well, 74 disk trouble"
     )
-
-
-def _since(text: str) -> datetime:
-    now = datetime.now(UTC)
-    try:
-        if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text):
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 24h, 7d or 2026-11-26T15:00") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from imagend.config import Config
 from imagend.job import Ref
 from imagend.outputs import MANIFEST, STATE
 from imagend.spool import STALE_INTERVALS, STATUS, State
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ def span(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def moment(text: str) -> datetime:
+    """What --since takes. Raises ArgumentTypeError."""
+    now = datetime.now(UTC)
+    try:
+        if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        when = datetime.fromisoformat(text)
+        return when if when.tzinfo else when.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 24h, 7d or 2026-11-26T15:00") from None
 
 
 def daemon_alive(status: dict[str, Any]) -> bool:

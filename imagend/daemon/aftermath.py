@@ -13,7 +13,7 @@ from imagend.daemon.retry import worth_another_attempt
 from imagend.daemon.slots import Running
 from imagend.daemon.turn import Turn
 from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput, NoSpace
-from imagend.job import Job, Outcome
+from imagend.job import Outcome
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -49,7 +49,7 @@ class Aftermath:
         if running.cancelled:
             self.disk.owe(partial(self.ending.end, ref, Outcome.CANCELLED, running))
         elif stopping:
-            self.disk.owe(partial(self.put_back, running.job, partial(self.spool.release, ref)))
+            self.disk.owe(partial(self.put_back, running, partial(self.spool.release, ref)))
         else:
             self.fail(running, Failure.of(cause), max_attempts)
 
@@ -76,10 +76,13 @@ class Aftermath:
         job = running.job
         if worth_another_attempt(failure, running.attempt, max_attempts):
             again = partial(self.spool.requeue, job.ref, failure.error.message)
-            self.disk.owe(partial(self.put_back, job, again))
+            self.disk.owe(partial(self.put_back, running, again, failure.error.code))
         else:
             self.disk.owe(partial(self.ending.end, job.ref, Outcome.FAILED, running, ended, failure))
 
-    def put_back(self, job: Job, on_disk: Callable[[], None]) -> None:
+    def put_back(self, running: Running, on_disk: Callable[[], None], code: str | None = None) -> None:
+        """Back to the queue, for another attempt; without a code unharmed, because we stop."""
         on_disk()
+        job = running.job
+        self.ending.health.events.tell("requeued", job.ref, attempt=running.attempt, code=code)
         self.turn.add(job.ref, job.header.priority, first=True)

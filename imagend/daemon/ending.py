@@ -89,6 +89,8 @@ class Ending:
         self._untidied[ref] = str(self.outputs.manifest(ref).get("outcome"))
         if self.outputs.announced(ref):
             self._announced.add(ref)
+        else:
+            self.health.events.ended_before(ref, self._untidied[ref])
 
     @property
     def untidied(self) -> int:

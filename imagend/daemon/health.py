@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from imagend import __version__, files
+from imagend.daemon.events import Events
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.outlook import HEAD
@@ -57,11 +58,16 @@ class Health:
     reasons: dict[str, str] = field(default_factory=dict)  # what is wrong, by its part of the daemon
     totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
     last_error: dict[str, Any] | None = None
+    events: Events = field(init=False)
     metrics: Metrics | None = None
     states: States | None = None
     supervisor: Supervisor | None = None
     _written: float = 0.0
     _measured: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.events = Events(self.spool, self.name)
+        self.events.tell("daemon.started", version=__version__)
 
     def failed(self, code: str, message: str, job: str | None = None) -> None:
         """Remember an error; its message holds the remedy, and nothing that a client wrote."""
@@ -69,23 +75,27 @@ class Health:
 
     def ended(self, manifest: Manifest) -> None:
         self.totals[manifest.outcome] += 1
+        self.events.ended(manifest)
         if self.metrics:
             self.metrics.ended(manifest)
         if self.states:
             self.states.ended(manifest)
 
     def tidy(self) -> None:
-        """Of jobs that have ended nothing is told any more. Raises OSError."""
+        """What has ended is durable: now it is told, and of its way there nothing is any more. Raises OSError."""
+        self.events.confirmed()
         if self.states:
             self.states.tidy()
 
     def trouble(self, part: str, why: str | None) -> None:
         """Something in a part of the daemon needs the operator, or (None) does no more. imagend goes on."""
         if why is None:
-            self.reasons.pop(part, None)
+            if self.reasons.pop(part, None):
+                self.events.tell("mended", part)
         elif self.reasons.get(part) != why:
             self.reasons[part] = why
             self.failed("DEGRADED", why)
+            self.events.tell("degraded", part, why=why)
             log.error("degraded", part=part, why=why)
 
     def observe(self, now: float, doors: Iterable[Door], slots: Iterable[Slot], librarian: Librarian) -> None:
@@ -108,6 +118,8 @@ class Health:
             self.trouble("states", self.states.trouble)
         if self.supervisor:
             self.supervisor.tend(now)
+        self.events.write(now)
+        self.trouble("events", self.events.trouble)
 
     def reloading(self) -> None:
         """The configuration is about to be read again."""
@@ -149,8 +161,11 @@ class Health:
 
     def write(self, now: float, state: str, slots: Iterable[Slot], turn: Turn, doors: Iterable[Door]) -> None:
         self._written = now
-        if self.states and state == "stopped":
-            self.states.stop(now)
+        if state == "stopped":
+            if self.states:
+                self.states.stop(now)
+            self.events.tell("daemon.stopped")
+            self.events.write(now, at_once=True)
         document = self.report(now, state, tuple(slots), turn, doors)
         try:
             self._replace(json.dumps(document, indent=1).encode() + b"\n")

@@ -74,8 +74,8 @@ class Daemon:
         self.clock, self.wall = clock, wall
         self.turn = Turn()
         self.remembered = Remembered(config.spool)
-        self.slots = {name: Slot(name, device) for name, device in executor.slots().items()}
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
+        self.slots = {name: Slot(name, device, self.health.events) for name, device in executor.slots().items()}
         self.health.count_in(config.metrics, spool, self.turn, self.slots.values(), doors)
         self.settings = Settings(config, reload, self.health)
         outlook = Outlook(config.spool, partial(load, spool), librarian, lambda: self.settings.config)

@@ -62,6 +62,7 @@ class Reception:
             return (LATER,) * len(arrivals)
         for job in accepted:
             log.info("accepted", job=str(job.ref))
+            self.health.events.queued(job)
         cancels = {number: one.item for number, one in enumerate(arrivals) if isinstance(one.item, CancelRequest)}
         for number, wish in cancels.items():
             verdicts[number] = self.heed(wish)

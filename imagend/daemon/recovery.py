@@ -89,5 +89,6 @@ def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:
     elif worth_another_attempt(failure, attempts, max_attempts):
         log.warning("requeued after a crash", job=str(ref), attempts=attempts)
         spool.requeue(ref, failure.error.message)
+        ending.health.events.tell("requeued", ref, attempt=attempts, code=failure.error.code)
     else:
         ending.end(ref, Outcome.FAILED, failure=failure)

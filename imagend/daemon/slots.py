@@ -9,6 +9,7 @@ from datetime import datetime
 import structlog
 
 from imagend.config import Config
+from imagend.daemon.events import Events
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
@@ -41,6 +42,7 @@ class Slot:
 
     name: str
     device: str
+    events: Events
     up: bool = False
     ready: bool = False
     running: Running | None = None
@@ -112,11 +114,13 @@ class Slot:
 
     def take(self, running: Running, config: Config, now: float) -> None:
         self.running, self.deadline = running, now + config.silence_limit_s
+        self.events.started(self.name, running.job.ref, running.job.kind, running.attempt)
 
     def progressed(self, progress: Progress, config: Config, now: float) -> None:
         if self.running is None:
             return
         self.running.progress = progress
+        self.events.progressed(self.name, progress, now)
         if not self.running.cancelled and self.killed is None:  # these set a deadline that progress must not move
             self.deadline = now + config.silence_limit_s
 
@@ -141,6 +145,7 @@ class Slot:
         """
         running, self.running, self.deaths = self.running, None, 0
         self.painted += 1
+        self.events.left(self.name, now)
         assert running is not None  # holds() said so
         failure = told.failure
         if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
@@ -155,6 +160,7 @@ class Slot:
         self.up = self.ready = self.leaving = False
         self.deadline = now + restart_delay_s(self.deaths)
         running, self.running = self.running, None
+        self.events.left(self.name, now)
         return running
 
     def cause_of_death(self, exit_status: int, attempt: int) -> ImagendError:
