@@ -106,6 +106,8 @@ def _absolute(config: Config, base: Path) -> Config:
         folders["extra_model_paths"] = base / config.extra_model_paths
     if config.metrics:
         folders["metrics"] = base / config.metrics
+    if config.dashboard:
+        folders["dashboard"] = base / config.dashboard
     if config.history:
         folders["history"] = base / config.history
     client = config.client.model_copy(update={"key": base / config.client.key})

@@ -174,6 +174,11 @@ class Config(Frozen):
         None,
         description="The database that `imagend history` keeps, on a local disk. null: history.db in the spool.",
     )
+    dashboard: Folder | None = Field(
+        None,
+        description="The page for browsers that is rewritten every few seconds, in a folder that is there. null: "
+        "dashboard.html in the spool. A change needs a restart.",
+    )
     max_jobs_per_worker: int = Field(
         0, ge=0, description="A worker is replaced after so many jobs, against what libraries leak. 0: never."
     )

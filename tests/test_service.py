@@ -91,6 +91,10 @@ def test_submit_wait_shows_the_job_and_its_pictures_show_what_was_asked_for(home
         assert daemon.wait(PATIENCE_S) == 0
     assert status(home)["state"] == "stopped"
     manifest = lines[-1]["document"]
+    page = (home.config.spool / "dashboard.html").read_text()
+    assert '<span class="state stopped">' in page
+    assert f"../outputs/{manifest['client']}/{manifest['id']}/0001.png" in page
+    assert "red circle" not in page
     assert {line["state"] for line in lines} >= {"running", "ended"}
     assert "painting" in {line.get("stage") for line in lines}
     folder = home.config.outputs / manifest["client"] / manifest["id"]

@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from imagend.daemon.dashboard import Dashboard
     from imagend.daemon.executor import Arrived, Mailbox, ReloadRequested, StopRequested, Surveyed
     from imagend.daemon.intake import Arrival, Door, Policy, Verdict
     from imagend.daemon.librarian import Librarian
@@ -76,7 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         for door in doors:
             threading.Thread(target=door.serve, args=(ask,), name=f"door-{door.inbox}", daemon=True).start()
         watch({door.inbox: door.hint for door in doors})
+        dashboard = Dashboard(config)
+        painter = threading.Thread(target=dashboard.serve, name="dashboard", daemon=True)
+        painter.start()
         daemon.run()
+        dashboard.stop(painter)
     except OSError as error:  # recover() puts everything right at the next start
         raise SpoolUnusable(error.filename or config.spool, error.strerror or error) from error
     finally:

@@ -10,18 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from imagend import config as configuration
-from imagend import feed
 from imagend.cli.look import daemon_alive, moment, read, span
 from imagend.errors import UsageError
+from imagend.live import Event, Follower
 from imagend.spool import EVENTS, STATUS
 
 _POLL_S = 0.2
 _NAMES = ("kind", "file", "model", "worker", "code", "version", "why")
-_Event = dict[str, Any]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,21 +39,30 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("-n takes 0 or more.")
     wanted = _wanted(arguments)
     path = config.spool / EVENTS
-    events = Tail(path)
+    follower = Follower(path)
     if not path.exists() and not daemon_alive(read(config.spool / STATUS)):
         print(f"imagend: no daemon has told anything in {config.spool} yet. Start it: imagend serve", file=sys.stderr)
     show = _show_json if arguments.json else _show
-    for event in deque(filter(wanted, events.news()), maxlen=None if arguments.since else arguments.lines):
+    for event in deque(filter(wanted, _news(follower)), maxlen=None if arguments.since else arguments.lines):
         show(event)
     while not arguments.no_follow:
         sys.stdout.flush()
         time.sleep(_POLL_S)
-        for event in filter(wanted, events.news()):
+        for event in filter(wanted, _news(follower)):
             show(event)
     return 0
 
 
-def _wanted(arguments: argparse.Namespace) -> Callable[[_Event], bool]:
+def _news(follower: Follower) -> Iterator[Event]:
+    missed = follower.missed
+    for event in follower.news():
+        if missed != follower.missed:
+            missed = follower.missed
+            print("imagend: events were missed: those that are left follow", file=sys.stderr)
+        yield event
+
+
+def _wanted(arguments: argparse.Namespace) -> Callable[[Event], bool]:
     client, _, job = (arguments.job or "").rpartition("/")
     if job and not re.fullmatch(r"[0-9a-f]{20}", job):
         raise UsageError(f"{arguments.job!r} is no job id: that is 20 of 0-9 and a-f, as `imagend submit` prints it.")
@@ -64,7 +70,7 @@ def _wanted(arguments: argparse.Namespace) -> Callable[[_Event], bool]:
     if client and arguments.client not in (None, client):
         raise UsageError(f"--client {arguments.client} and --job {arguments.job} are two clients: leave one out.")
 
-    def wanted(event: _Event) -> bool:
+    def wanted(event: Event) -> bool:
         data = event["data"]
         if any(value is not None and data.get(key) != value for key, value in about.items()):
             return False
@@ -73,54 +79,18 @@ def _wanted(arguments: argparse.Namespace) -> Callable[[_Event], bool]:
     return wanted
 
 
-class Tail:
-    """Reads on, from call to call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._place: feed.Place | None = None
-        self._last = ""
-        """When the last event was told that was read."""
-
-    def news(self) -> Iterator[_Event]:
-        """What has been told since the last call; all that there is at the first. What is no event is passed over."""
-        try:
-            yield from self._read_on("")
-        except feed.Lost:  # the files were removed, or it was not asked for too long
-            print("imagend: events were missed: those that are left follow", file=sys.stderr)
-            self._place = None
-            yield from self._read_on(self._last)
-
-    def _read_on(self, after: str) -> Iterator[_Event]:
-        for line, place in feed.lines(self._path, self._place):
-            self._place = place
-            event = _parsed(line)
-            if event and event["time"] > after:
-                self._last = event["time"]
-                yield event
-
-
-def _parsed(line: bytes) -> _Event | None:
-    try:
-        event = json.loads(line)
-        is_event = isinstance(event["time"], str) and isinstance(event["type"], str) and isinstance(event["data"], dict)
-        return event if is_event else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _show_json(event: _Event) -> None:
+def _show_json(event: Event) -> None:
     print(json.dumps(event))
 
 
-def _show(event: _Event) -> None:
+def _show(event: Event) -> None:
     word = event["type"].removeprefix("imagend.")
     told = "  ".join(_details(event["data"]))
     line = f"{event['time'][:19].replace('T', ' ')}  {event.get('subject', '-'):37}  {word:15}  {told}".rstrip()
     print("".join(letter if letter.isprintable() else "?" for letter in line))
 
 
-def _details(data: _Event) -> Iterator[str]:
+def _details(data: Event) -> Iterator[str]:
     """In words, what the event tells beside its job."""
     if "stage" in data:
         yield data["stage"] + (f" {data['picture'] + 1}/{data['pictures']}" if data.get("pictures") else "")
