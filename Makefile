@@ -1,10 +1,10 @@
-# make demo: set up and run the main job. make test: the tests. make check: everything a change must pass.
+# make demo: set up and run the main job. make install: a service, as root. make test: the tests. make check: all a change must pass.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types torture lab gpu fuzz bench score wheels constraints clean help
+.PHONY: demo install test check lint types torture lab gpu fuzz bench score wheels constraints clean help
 
 help:
 	@sed -n '1p' Makefile | cut -c3-
@@ -19,6 +19,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
+
+# As root, on a host that is to run imagend as a service: make install OPTIONS='--client alice --dry-run'
+PREFIX ?= /opt/imagend
+OPTIONS ?=
+install:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[engine]'
+	$(PREFIX)/bin/imagend install $(OPTIONS)
+	ln -sfn $(PREFIX)/bin/imagend /usr/local/bin/imagend
 
 # Side by side (more of them: make test PROCESSES=8) what has no clock; the rest has the machine for itself: daemons and
 # workers that must answer in time.

@@ -15,6 +15,7 @@ from imagend.errors import ImagendError, SpoolUnusable
 
 COMMANDS = {
     "init": "make a place for imagend: folders, config.yaml, a client key, allowed_signers",
+    "install": "set this host up: user, folders, a folder per client in the inbox, config.yaml, the systemd unit",
     "serve": "run the daemon in the foreground",
     "submit": "sign a job and drop it into the inbox",
     "watch": "follow a job to its end; the exit status tells the outcome",
