@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@command -v ssh-keygen >/dev/null || { echo "imagend needs ssh-keygen: apt-get install openssh-client" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,top,dev]'
 	@touch $@
 
 demo: $(READY)

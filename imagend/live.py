@@ -107,6 +107,10 @@ class Recent:
         self._counts[_bucket(at), end.outcome] += 1
         return True
 
+    def seconds(self) -> list[float]:
+        """How long the latest took that succeeded, in the order in which they ended."""
+        return [end.seconds for end in self.latest if end.outcome is Outcome.SUCCEEDED and end.seconds is not None]
+
     def by_time(self, now: datetime) -> list[Counter[Outcome]]:
         """How many ended, by outcome, in each half hour of the last day, this one last; what is older is forgotten."""
         last = _bucket(now)

@@ -103,6 +103,7 @@ MAY_IMPORT = {
     "logs": {"message_ids"},
 }
 MAX_LINES = 250
+SCREEN = "imagend.cli.top_screen"
 
 
 def part(module: str) -> str:
@@ -154,6 +155,12 @@ def test_only_fetch_knows_the_network(module: str) -> None:
     assert {"urllib3", "requests", "httpx2", "ssl", "http"}.isdisjoint(name.split(".")[0] for name in imports(module))
 
 
+def test_only_the_screen_of_top_knows_textual() -> None:
+    """An extra, and slow to import."""
+    known = {module for module in MODULES if {"textual", "rich"} & {name.split(".")[0] for name in imports(module)}}
+    assert known == {SCREEN}
+
+
 def test_nothing_imports_in_a_circle() -> None:
     graph = {module: {name for name in imports(module) if name in MODULES} - {module} for module in MODULES}
     while leaves := {module for module, needs in graph.items() if not needs}:
@@ -163,10 +170,10 @@ def test_nothing_imports_in_a_circle() -> None:
 
 def test_client_and_daemon_run_without_the_engine() -> None:
     """In a process of its own: the engine's libraries stay unimported, nothing is printed, no thread is started."""
-    light = [module for module in MODULES if part(module) != "worker"]
+    light = [module for module in MODULES if part(module) != "worker" and module != SCREEN]
     program = (
         f"import sys, threading, {', '.join(light)}\n"
-        f"assert not {HEAVY!r} & sys.modules.keys(), sys.modules.keys() & {HEAVY!r}\n"
+        f"assert not {HEAVY | {'textual'}!r} & sys.modules.keys(), sys.modules.keys() & {HEAVY!r}\n"
         "assert threading.active_count() == 1\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)

@@ -23,6 +23,7 @@ COMMANDS = {
     "cancel": "cancel a job of yours, queued or running",
     "queue": "the jobs that run and the next that wait, in order, with how long each will wait",
     "status": "what the daemon is doing",
+    "top": "a live view for a terminal: workers, queue, throughput, what ended of late",
     "tail": "what happens to jobs, as it happens: queued, started, each stage, how far it is, pictures, ends",
     "history": "the jobs that ended, and how many of whom and by which model succeeded, and how long they took",
     "models": "the models there are, and which cannot be used and why",

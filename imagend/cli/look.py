@@ -86,6 +86,11 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
+def shown(text: str) -> str:
+    """For a terminal: what could control it is shown as a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def moment(text: str) -> datetime:
     """What --since takes. Raises ArgumentTypeError."""
     now = datetime.now(UTC)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from imagend import config as configuration
-from imagend.cli.look import daemon_alive, moment, read, span
+from imagend.cli.look import daemon_alive, moment, read, shown, span
 from imagend.errors import UsageError
 from imagend.live import Event, Follower
 from imagend.spool import EVENTS, STATUS
@@ -87,7 +87,7 @@ def _show(event: Event) -> None:
     word = event["type"].removeprefix("imagend.")
     told = "  ".join(_details(event["data"]))
     line = f"{event['time'][:19].replace('T', ' ')}  {event.get('subject', '-'):37}  {word:15}  {told}".rstrip()
-    print("".join(letter if letter.isprintable() else "?" for letter in line))
+    print(shown(line))
 
 
 def _details(data: Event) -> Iterator[str]:

@@ -92,7 +92,7 @@ def render(status: dict[str, Any], recent: Recent, outputs: str, now: datetime) 
             *_tiles(status, recent, counts),
             _section("Workers", _workers(status["workers"])),
             _section("Ended in each half hour of the last day", _throughput(counts, now), "half"),
-            _section("Time that the last jobs took", _durations(recent.latest), "half"),
+            _section("Time that the last jobs took", _durations(recent), "half"),
             _section("Pictures", _pictures(recent.latest, outputs)),
             _section("Ended", _ended(recent.latest, outputs)),
             _section("Waiting", _queue(status["queue"])),
@@ -142,7 +142,7 @@ def _tiles(status: dict[str, Any], recent: Recent, counts: Sequence[Counter[Outc
     day: Counter[Outcome] = sum(counts, Counter())
     judged = day[Outcome.SUCCEEDED] + day[Outcome.FAILED]
     ratio = f"{day[Outcome.SUCCEEDED] / judged:.1%}" if judged else "-"
-    seconds = _seconds(recent.latest)
+    seconds = recent.seconds()
     middle, late = percentile(seconds, 50), percentile(seconds, 95)
     for title, value, note in (
         ("Waiting", str(status["queue"]["pending"]), f"of {len(status['queue']['per_client'])} clients"),
@@ -184,12 +184,8 @@ def _throughput(counts: Sequence[Counter[Outcome]], now: datetime) -> str:
     return bars(counts, words, f"{begins[0]:%H:%M} UTC", f"{begins[-1] + timedelta(seconds=BUCKET_S):%H:%M}")
 
 
-def _seconds(latest: Iterable[End]) -> list[float]:
-    return [end.seconds for end in latest if end.outcome is Outcome.SUCCEEDED and end.seconds is not None]
-
-
-def _durations(latest: Sequence[End]) -> str:
-    seconds = _seconds(latest)
+def _durations(recent: Recent) -> str:
+    seconds, latest = recent.seconds(), recent.latest
     middle = percentile(seconds, 50)
     if middle is None:
         return '<p class="soft">no job has succeeded yet</p>'

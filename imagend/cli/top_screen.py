@@ -1,0 +1,219 @@
+"""The screen of `imagend top`, by Textual: status.json and the live feed, looked at again and again. It changes nothing
+itself: a key runs the command of the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Label, Sparkline, Static
+
+from imagend.cli.look import daemon_alive, read, shown, span
+from imagend.config import Config
+from imagend.job import Outcome
+from imagend.live import End, Recent, percentile
+from imagend.spool import EVENTS, STATUS
+
+_PERIOD_S = 0.5
+_RESULTS = 50
+_BAR = 24
+_PIPE = asyncio.subprocess.PIPE
+_CANCELLABLE = ("of-workers", "of-waiting")
+_TITLES = {
+    "workers": "Workers",
+    "throughput": "Ended in each half hour of the last day",
+    "figures": "Last day",
+    "waiting": "Waiting",
+    "results": "Ended (UTC)",
+}
+_HEADS = {
+    "of-workers": ("worker", "device", "state", "job", "stage", "done"),
+    "of-waiting": ("place", "job", "about"),
+    "of-results": ("ended", "job", "outcome", "took"),
+}
+_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "dim"}
+Row = tuple[Text, ...]
+Table = DataTable[Text]
+
+
+class Sure(ModalScreen[bool]):
+    """Yes or no."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "dismiss(True)", "Yes"),
+        Binding("n,escape", "dismiss(False)", "No"),
+    ]
+    DEFAULT_CSS = "Sure { align: center middle; } Sure Label { padding: 1 3; border: round $accent; }"
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        yield Label(f"{shown(self._question)}  y / n", markup=False)
+
+
+class Top(App[None]):
+    TITLE = "imagend"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        Binding("c", "cancel", "Cancel job"),
+        Binding("tab", "app.focus_next", "Next table"),
+    ]
+    CSS = """
+    #state { height: auto; padding: 0 1; }
+    .box { border: round $primary; padding: 0 1; }
+    #workers { height: auto; max-height: 40%; }
+    #middle { height: 6; }
+    Sparkline { height: 1fr; }
+    #figures { width: 34; height: 100%; }
+    #lower { height: 1fr; }
+    DataTable { height: 1fr; }
+    #workers DataTable { height: auto; }
+    """
+
+    def __init__(self, config: Config, path: Path) -> None:
+        super().__init__()
+        self._config, self._path = config, path
+        self._recent = Recent(config.spool / EVENTS)
+        self._shown: dict[str, list[tuple[str, Row]]] = {}
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="state", markup=False)
+        with Vertical(id="workers", classes="box"):
+            yield Table(id="of-workers", cursor_type="row")
+        with Horizontal(id="middle"):
+            with Vertical(classes="box", id="throughput"):
+                yield Sparkline([0], id="ended")
+            yield Static(id="figures", classes="box")
+        with Horizontal(id="lower"):
+            with Vertical(classes="box", id="waiting"):
+                yield Table(id="of-waiting", cursor_type="row")
+            with Vertical(classes="box", id="results"):
+                yield Table(id="of-results", cursor_type="row")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        for name, title in _TITLES.items():
+            self.query_one(f"#{name}").border_title = title
+        for name, heads in _HEADS.items():
+            self._table(name).add_columns(*heads)
+        self.look()
+        self.set_interval(_PERIOD_S, self.look)
+
+    def look(self) -> None:
+        """Show what is."""
+        status = read(self._config.spool / STATUS)
+        self._recent.look()
+        alive = daemon_alive(status)
+        self.query_one("#state", Static).update(_headline(status, alive, self._config.spool))
+        workers = status.get("workers", {}) if alive else {}
+        self._fill("of-workers", [(_job(worker) or name, _worker(name, worker)) for name, worker in workers.items()])
+        head = status.get("queue", {}).get("head", ())
+        self._fill("of-waiting", [(f"{job['client']}/{job['id']}", _waiting(job)) for job in head])
+        latest = list(self._recent.latest)[: -_RESULTS - 1 : -1]
+        self._fill("of-results", [(f"{end.ref} {end.at}", _result(end)) for end in latest])
+        counts = self._recent.by_time(datetime.now(UTC))
+        self.query_one("#ended", Sparkline).data = [float(count.total()) for count in counts]
+        self.query_one("#figures", Static).update(_figures(sum(counts, Counter()), self._recent))
+
+    def _table(self, name: str) -> Table:
+        return self.query_one(f"#{name}", DataTable)
+
+    def _fill(self, name: str, rows: list[tuple[str, Row]]) -> None:
+        """The cursor stays on its job, wherever that has gone."""
+        if rows == self._shown.get(name):
+            return
+        table, chosen = self._table(name), self._chosen(name)
+        table.clear()
+        for _, row in rows:
+            table.add_row(*row)
+        self._shown[name] = rows
+        keys = [key for key, _ in rows]
+        if chosen in keys:
+            table.move_cursor(row=keys.index(chosen))
+
+    def _chosen(self, name: str) -> str | None:
+        """The key of the row under a table's cursor."""
+        rows, row = self._shown.get(name, []), self._table(name).cursor_row
+        return rows[row][0] if 0 <= row < len(rows) else None
+
+    @work
+    async def action_cancel(self) -> None:
+        """Cancel the job under the cursor, if that is sure: as `imagend cancel` does, and with its rights."""
+        name = self.focused.id if isinstance(self.focused, DataTable) else None
+        client, _, job = (self._chosen(name) or "" if name in _CANCELLABLE else "").partition("/")
+        if not job:
+            self.notify("Choose a job that runs or waits.", severity="warning")
+        elif await self.push_screen_wait(Sure(f"Cancel {client}/{job}?")):
+            command = [sys.executable, "-m", "imagend", "cancel", job, "--client", client, "--config", str(self._path)]
+            process = await asyncio.create_subprocess_exec(*command, stdout=_PIPE, stderr=_PIPE)
+            out, err = await process.communicate()
+            said = (err if process.returncode else out).decode().strip()
+            self.notify(shown(said), severity="error" if process.returncode else "information", markup=False)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """No markup, and nothing that controls a terminal."""
+    return Text(shown(text), style)
+
+
+def _headline(status: dict[str, Any], alive: bool, spool: Path) -> Text:
+    if not alive:
+        return _text(f"The daemon of {spool} is not running. Start it: imagend serve", "bold red")
+    queue, state = status["queue"], status["state"]
+    well = "bold red" if status["reasons"] else "bold green"
+    counts = f"   {queue['pending']} waiting, {queue['active']} running   imagend {status['version']}"
+    line = Text.assemble(_text(status["name"], "bold"), " is ", _text(state, well), _text(counts))
+    return Text("\n").join([line, *(_text(f"! {reason}", "red") for reason in status["reasons"])])
+
+
+def _job(worker: dict[str, Any]) -> str:
+    return f"{worker['client']}/{worker['job']}" if "job" in worker else ""
+
+
+def _worker(name: str, worker: dict[str, Any]) -> Row:
+    stage = bar = Text()
+    if "job" in worker:
+        of = f" {worker['picture'] + 1}/{worker['pictures']}" if worker.get("pictures") else ""
+        stage = _text(str(worker.get("stage", "starting")).replace("_", " ") + of)
+    if worker.get("steps"):
+        done = (worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"])
+        full = round(_BAR * min(1.0, done))
+        bar = Text.assemble(("━" * full, "green"), ("━" * (_BAR - full), "dim"), f" {done:4.0%}")
+    return (_text(name), _text(worker["device"]), _text(worker["state"]), _text(_job(worker)), stage, bar)
+
+
+def _waiting(job: dict[str, Any]) -> Row:
+    wait = job["estimated_wait_seconds"]
+    about = "not known yet" if wait is None else span(wait)
+    return (_text(str(job["queue_position"])), _text(f"{job['client']}/{job['id']}"), _text(about))
+
+
+def _result(end: End) -> Row:
+    outcome = _text(f"{end.outcome} {end.code}".rstrip(), _COLOURS[end.outcome])
+    return (_text(f"{end.at:%H:%M:%S}"), _text(str(end.ref)), outcome, _text(_seconds(end.seconds)))
+
+
+def _figures(day: Counter[Outcome], recent: Recent) -> Text:
+    judged = day[Outcome.SUCCEEDED] + day[Outcome.FAILED]
+    ratio = f"{day[Outcome.SUCCEEDED] / judged:.1%}" if judged else "-"
+    seconds = recent.seconds()
+    middle, late = (_seconds(percentile(seconds, percent)) for percent in (50, 95))
+    return Text(f"{day.total()} ended, {ratio} of them well\nhalf of them within {middle}\n95 % of them within {late}")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
