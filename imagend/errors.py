@@ -12,7 +12,7 @@ ImagendError
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
 └── Fatal        the operator                             → exit status, status.json
-    ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable, HistoryUnusable
+    ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable, HistoryUnusable, ResultDamaged
     └── UsageError, Unreachable
 
 `Interrupt` is no error: it unwinds a job that was cancelled, and like trio's Cancelled it passes `except Exception`.
@@ -325,6 +325,12 @@ class SpoolUnusable(Fatal):
     """{}: {}. Run: imagend check"""
 
     code, exit_status = "SPOOL_UNUSABLE", 74  # EX_IOERR
+
+
+class ResultDamaged(Fatal):
+    """{} is not as it was published: {}. Paint it again (imagend replay ID), and look for a failing disk."""
+
+    code, exit_status = "RESULT_DAMAGED", 74
 
 
 class HistoryUnusable(Fatal):

@@ -99,9 +99,14 @@ def read_many(places: Sequence[str]) -> Iterator[bytes]:
                 os.close(fd)
 
 
-def touch(path: Path, mode: int) -> None:
-    """An empty file, if there is none; not durable."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+def touch(path: Path, mode: int, now: bool = False) -> None:
+    """An empty file, if there is none; `now`: one that is there becomes new, by the clock of its disk. Not durable."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        if now:
+            os.utime(fd)
+    finally:
+        os.close(fd)
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:

@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 STATE = ".state.json"
 """Ends the name of a file beside a job's result to be, that says where the job is."""
 RESULTS = "results.jsonl"
+RETRIEVED = "retrieved"
+"""A file in a result's folder. Newer than the manifest, it says that somebody has copied the result."""
 DRAFTS = ".drafts"
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
@@ -115,12 +117,20 @@ class Outputs:
         folder = self.draft(ref)
         self._distrusted.add(ref)
         (folder / MANIFEST).unlink(missing_ok=True)
+        self._let_mark(folder, ref.client)
         files.write_unsynced(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
-        contents = list(folder.iterdir())
+        contents = [path for path in folder.iterdir() if path.name != RETRIEVED]
         for path in contents:
             path.chmod(0o640)
         folder.chmod(0o750 | stat.S_IMODE(folder.stat().st_mode) & stat.S_ISGID)
         self._begun[ref] = [*contents, folder]
+
+    def _let_mark(self, folder: Path, client: str) -> None:
+        """Who may read it may say that it was retrieved, and change nothing else: older than the manifest, it says
+        nothing yet. Not synced: without it a result stays longer."""
+        if client in self._groups:
+            files.touch(folder / RETRIEVED, 0o660)
+            (folder / RETRIEVED).chmod(0o660)
 
     def complete(self, ref: Ref) -> None:
         """Make durable what was begun, if it is not yet, and show it. What this refuses is to be begun anew."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "run the daemon in the foreground",
     "submit": "sign a job and drop it into the inbox",
     "watch": "follow a job to its end; the exit status tells the outcome",
+    "retrieve": "copy a result, check it against its manifest, and mark it as retrieved",
     "replay": "paint a job again from its manifest and say whether it is the same, bit for bit, or what differs",
     "cancel": "cancel a job of yours, queued or running",
     "queue": "the jobs that run and the next that wait, in order, with how long each will wait",
