@@ -67,7 +67,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "maxItems" in option:
         text += f"; {option['minItems']} to {option['maxItems']} of them"
     if "pattern" in option:
-        text += f" like `{option['pattern']}`"
+        text += " like `{}`".format(option["pattern"].replace("|", r"\|"))  # else it would end the table's cell
     return text
 
 
