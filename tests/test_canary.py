@@ -138,7 +138,7 @@ def test_no_client_finds_anothers_words(home: Home, log: Path, capfd: pytest.Cap
 
         def done() -> bool:
             statuses.add((home.config.spool / "status.json").read_text())
-            statuses.add(json.dumps(daemon.health.last_error))  # perhaps gone when the file is written next
+            statuses.add(repr(daemon.health.last_errors))  # perhaps gone when the file is written next
             return until()
 
         step(daemon)

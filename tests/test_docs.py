@@ -14,6 +14,7 @@ from imagend.control import Control
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
+from imagend.status import ErrorReport, Gpu, Gpus, Inbox, Pipeline, Queue, Rates, Status, Waiting, Worker
 
 
 def fields_table(model: type[Any]) -> str:
@@ -75,6 +76,43 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"
+
+
+def status_table(model: type[Any]) -> str:
+    """The fields of a part of status.json as docs/status.md shows them."""
+    schema = model.model_json_schema(mode="serialization")
+    rows = ["| field | value | meaning |", "|---|---|---|"]
+    for name, field in schema["properties"].items():
+        rows.append(f"| `{name}` | {_kind(field)} | {field.get('description', '')} |")
+    return "\n".join(rows)
+
+
+def _kind(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_kind(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return f"[{(name := field['$ref'].rpartition('/')[2])}](#{name.lower()})"
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field.get("format") == "date-time":
+        return "RFC 3339 time"
+    if field["type"] == "array":
+        return f"list of {_kind(field['items'])}"
+    if field["type"] == "object":
+        return f"by name: {_kind(field['additionalProperties'])}"
+    return {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+        "null": "null",
+    }[field["type"]]
+
+
+@pytest.mark.parametrize("model", [Status, Queue, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport])
+def test_the_status_reference_is_what_the_daemon_writes(model: type[Any]) -> None:
+    part = f"## {model.__name__}\n\n{model.__doc__}\n\n{status_table(model)}\n"
+    assert part in (REPOSITORY / "docs" / "status.md").read_text(), f"docs/status.md should hold:\n{part}"
 
 
 def test_the_checkouts_config_is_the_template() -> None:

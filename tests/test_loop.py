@@ -14,6 +14,7 @@ from fakes import paint
 from imagend import files
 from imagend.daemon.executor import Died, Heard, ReloadRequested, StopRequested
 from imagend.daemon.intake import MAX_BATCH
+from imagend.daemon.report import report
 from imagend.errors import Bug
 from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure
@@ -122,7 +123,7 @@ def test_a_failed_job_publishes_no_pictures_and_is_not_tried_again(home: Home) -
     assert manifest["error"] == {"code": "INVALID_PARAMETERS", "message": "no", "detail": None, "status": 422}
     status = home.config.spool / "status.json"
     run_until(daemon, lambda: json.loads(status.read_text())["totals"]["failed"] == 1)
-    assert json.loads(status.read_text())["last_error"]["code"] == "INVALID_PARAMETERS"
+    assert json.loads(status.read_text())["last_errors"][0]["code"] == "INVALID_PARAMETERS"
 
 
 def test_an_unknown_model_fails_and_lists_the_known_ones(home: Home) -> None:
@@ -261,10 +262,10 @@ def test_status_tells_of_queue_and_head_without_growing_with_the_queue(home: Hom
     daemon = home.daemon()
     for number in range(150):
         daemon.turn.add(Ref(CLIENT, f"{number:020x}"), priority=5)
-    report = daemon.health.report(0.0, "ready", (), daemon.turn, ())
-    assert report["queue"]["pending"] == 150
-    assert report["queue"]["per_client"] == {CLIENT: 150}
-    assert [entry["id"] for entry in report["queue"]["head"]] == [f"{number:020x}" for number in range(100)]
+    told = report(daemon.health, 0.0, "ready", (), daemon.turn, ()).queue
+    assert told.pending == 150
+    assert told.per_client == {CLIENT: 150}
+    assert [entry.id for entry in told.head] == [f"{number:020x}" for number in range(100)]
 
 
 def test_the_next_job_does_not_go_to_a_worker_that_is_being_killed(home: Home) -> None:

@@ -18,18 +18,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from imagend.daemon.loop import Daemon
 from imagend.job import Outcome
 from imagend.manifest import Manifest
+from imagend.status import Gpu, Gpus
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool: apt-get install prometheus")
 ALERTS = REPOSITORY / "examples" / "prometheus-alerts.yaml"
 DASHBOARD = REPOSITORY / "examples" / "grafana-dashboard.json"
 DOCS = REPOSITORY / "docs" / "metrics.md"
+GPU = Gpu(
+    index=1, name="x", vram_total_mb=100, vram_used_mb=40, vram_free_mb=60, temperature_c=50, utilization_percent=1
+)
+GPUS = Gpus(available=True, driver="1", devices=(GPU,))
 
 
 def measured(home: Home, daemon: Daemon) -> dict[tuple[str, ...], float]:
     """All samples, by name and the labels' values, in the order of the labels' names."""
     assert daemon.health.metrics
-    daemon.health.metrics.write(degraded=daemon.state() == "degraded")
+    daemon.health._measured = float("-inf")
+    daemon.health.observe(daemon.clock(), daemon.doors, daemon.slots.values(), daemon.librarian)
     families = text_string_to_metric_families((home.root / "imagend.prom").read_text())
     samples = [sample for family in families for sample in family.samples]
     return {(each.name, *(each.labels[label] for label in sorted(each.labels))): each.value for each in samples}
@@ -77,6 +83,7 @@ def test_the_queue_its_age_and_who_waits(home: Home, daemon: Daemon) -> None:
     found = measured(home, daemon)
     assert found["imagend_jobs_pending", "alice"] == 2
     assert found["imagend_worker_busy", "cpu0"] == 1
+    assert found["imagend_attempts_started_total", "generate"] == 1
     age = found["imagend_heartbeat_timestamp_seconds",] - accepted
     assert found["imagend_oldest_pending_seconds",] == pytest.approx(age, abs=1.0)
 
@@ -186,11 +193,21 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path, alert: st
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_vram_is_told_in_bytes(home: Home, daemon: Daemon) -> None:
+    daemon.health.driver.seen = GPUS
+    found = measured(home, daemon)
+    assert found["imagend_gpu_memory_used_bytes", "1"] == 40 << 20
+    assert found["imagend_gpu_memory_total_bytes", "1"] == 100 << 20
+    assert found["imagend_gpu_temperature_celsius", "1"] == 50
+
+
 def test_dashboard_alerts_and_documents_name_what_there_is(home: Home, daemon: Daemon) -> None:
     told = {"timings": {"painting": 1.0}, "memory": {"retries": [{"stage": "painting", "rung": "resident"}]}}
     daemon.health.ended(manifest(**told, loading={"to": "x"}, engine={"model": {"name": "x"}}))
     daemon.doors[0].rejected["BAD_JOB"] += 1
     daemon.turn.add(home.drop("a.json"), 5)
+    daemon.slots["cpu0"].taken["generate"] += 1
+    daemon.health.driver.seen = GPUS
     names = {name for name, *_ in measured(home, daemon)} | {"imagend_pictures_total"}
     dashboard = json.loads(DASHBOARD.read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]

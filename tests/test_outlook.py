@@ -16,6 +16,7 @@ from imagend.daemon.durations import FILE, KEEP_S, MAX_KEYS, WINDOW, Durations, 
 from imagend.daemon.executor import Heard
 from imagend.daemon.loop import Daemon
 from imagend.daemon.outlook import HEAD
+from imagend.daemon.report import report
 from imagend.daemon.states import FILES, States
 from imagend.daemon.turn import Turn
 from imagend.job import Outcome, Ref
@@ -48,7 +49,8 @@ def states(daemon: Daemon) -> States:
 
 
 def queue_of(daemon: Daemon) -> list[dict[str, object]]:
-    head = daemon.health.report(0.0, "ready", tuple(daemon.slots.values()), daemon.turn, ())["queue"]["head"]
+    told = report(daemon.health, 0.0, "ready", tuple(daemon.slots.values()), daemon.turn, ())
+    head = told.model_dump(mode="json")["queue"]["head"]
     assert isinstance(head, list)
     return head
 

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             return reply.get()
 
         threading.Thread(target=librarian.serve, name="librarian", daemon=True).start()
+        threading.Thread(target=daemon.health.driver.serve, name="gpus", daemon=True).start()
         for door in doors:
             threading.Thread(target=door.serve, args=(ask,), name=f"door-{door.inbox}", daemon=True).start()
         watch({door.inbox: door.hint for door in doors})

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(status: dict[str, Any]) -> list[str]:
-    queue, totals = status["queue"], status["totals"]
+    queue, totals, rates = status["queue"], status["totals"], status["rates"]
     lines = [
         f"{status['name']} is {status['state']} (pid {status['pid']}, imagend {status['version']})",
         *(f"  ! {reason}" for reason in status["reasons"]),
@@ -40,8 +40,14 @@ def _lines(status: dict[str, Any]) -> list[str]:
     ]
     for name, worker in status["workers"].items():
         lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
-    lines.append("ended    " + ", ".join(f"{count} {outcome}" for outcome, count in totals.items()) + " since start")
-    if error := status["last_error"]:
+    for gpu in status["gpu"]["devices"]:
+        heat = "" if gpu["temperature_c"] is None else f", {gpu['temperature_c']} °C"
+        lines.append(
+            f"GPU {gpu['index']}    {gpu['name']}, {gpu['vram_used_mb']} of {gpu['vram_total_mb']} MB used{heat}"
+        )
+    ended = ", ".join(f"{count} {outcome}" for outcome, count in totals.items())
+    lines.append(f"ended    {ended} since start; {rates['pictures_per_hour']} pictures in the last hour")
+    for error in status["last_errors"][:1]:
         lines.append(f"last error, {error['at']}: {error['code']}: {error['message']}")
     return lines
 

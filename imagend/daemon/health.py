@@ -1,37 +1,37 @@
-"""spool/status.json: what the daemon is doing, replaced whole. Bounded in size however long the queue is."""
+"""How the daemon is: what is wrong, what ended, what people and machines are told of it (status.json: report.py)."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from imagend import __version__, files
 from imagend.daemon.events import Events
+from imagend.daemon.gpus import Driver
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
-from imagend.daemon.outlook import HEAD
+from imagend.daemon.report import Tempo, oldest, report, stamp
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
-from imagend.job import Ref
 from imagend.manifest import Manifest
-from imagend.spool import STALE_INTERVALS, STATUS, Spool
+from imagend.spool import STATUS, Spool
+from imagend.status import MAX_ERRORS, ErrorReport
 
 if TYPE_CHECKING:
     from imagend.daemon.metrics import Metrics
 
 log = structlog.get_logger()
 
-STATUS_SCHEMA = "imagend.status/v1"
 DOOR_LIMIT_S = 30.0
 """An inbox that has not answered for so long is reported."""
 _BALLAST_BYTES = 1 << 17
@@ -57,13 +57,18 @@ class Health:
     started_at: datetime
     reasons: dict[str, str] = field(default_factory=dict)  # what is wrong, by its part of the daemon
     totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
-    last_error: dict[str, Any] | None = None
     events: Events = field(init=False)
+    tempo: Tempo = field(default_factory=Tempo)
+    last_errors: deque[ErrorReport] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))  # newest first
+    oldest: datetime | None = None  # when the oldest waiting job was accepted, looked at once a heartbeat
+    driver: Driver = field(default_factory=Driver)
+    max_queued: int = 0  # config.yaml's
     metrics: Metrics | None = None
     states: States | None = None
     supervisor: Supervisor | None = None
+    _look_oldest: Callable[[], datetime | None] = lambda: None
     _written: float = 0.0
-    _measured: float = 0.0
+    _measured: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.events = Events(self.spool, self.name)
@@ -71,11 +76,12 @@ class Health:
 
     def failed(self, code: str, message: str, job: str | None = None) -> None:
         """Remember an error; its message holds the remedy, and nothing that a client wrote."""
-        self.last_error = {"at": _now(), "code": code, "message": message, "job": job}
+        self.last_errors.appendleft(ErrorReport(at=stamp(datetime.now(UTC)), code=code, message=message, job=job))
 
     def ended(self, manifest: Manifest) -> None:
         self.totals[manifest.outcome] += 1
         self.events.ended(manifest)
+        self.tempo.count(manifest)
         if self.metrics:
             self.metrics.ended(manifest)
         if self.states:
@@ -142,19 +148,22 @@ class Health:
     def count_in(
         self, path: Path | None, spool: Spool, turn: Turn, slots: Iterable[Slot], doors: Iterable[Door]
     ) -> None:
-        """Keep metrics in a file from now on, if there is a path."""
+        """Look at these once a heartbeat from now on, and keep metrics in a file if there is a path."""
+        self._look_oldest = partial(oldest, spool, turn)
         if path is not None:
             from imagend.daemon.metrics import Metrics  # here: it brings a library of some MB
 
-            self.metrics = Metrics(path, spool, turn, slots, doors)
+            self.metrics = Metrics(path, turn, slots, doors)
 
     def _measure(self, now: float) -> None:
-        """Write the metrics, once a heartbeat."""
-        if self.metrics is None or now - self._measured < self.interval_s:
+        """What is too dear for each look around; and the metrics."""
+        if now - self._measured < self.interval_s:
             return
-        self._measured = now
+        self._measured, self.oldest = now, self._look_oldest()
+        if self.metrics is None:
+            return
         try:
-            self.metrics.write(degraded=bool(self.reasons))
+            self.metrics.write(bool(self.reasons), self.oldest, self.driver.seen)
             self.trouble("metrics", None)
         except OSError as error:
             self.trouble("metrics", f"{self.metrics.path} cannot be written: {error.strerror}")
@@ -166,9 +175,9 @@ class Health:
                 self.states.stop(now)
             self.events.tell("daemon.stopped")
             self.events.write(now, at_once=True)
-        document = self.report(now, state, tuple(slots), turn, doors)
+        document = report(self, now, state, tuple(slots), turn, doors)
         try:
-            self._replace(json.dumps(document, indent=1).encode() + b"\n")
+            self._replace(document.model_dump_json(indent=1, exclude_unset=True).encode() + b"\n")
             self.trouble("status", None)
         except OSError as error:  # a full disk: those who read it see it grow stale, the log says why
             self.trouble("status", f"{STATUS} cannot be written: {error.strerror}")
@@ -186,66 +195,3 @@ class Health:
         if not ballast.exists():
             with contextlib.suppress(OSError):  # the room there is, if not all: status.json has been written
                 ballast.write_bytes(bytes(_BALLAST_BYTES))
-
-    def report(
-        self, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]
-    ) -> dict[str, Any]:
-        return {
-            "schema": STATUS_SCHEMA,
-            "name": self.name,
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": state,
-            "reasons": sorted(self.reasons.values()),
-            "heartbeat": _now(),
-            "interval_s": self.interval_s,
-            "stale": f"dead if heartbeat is older than {STALE_INTERVALS} x interval_s and state is not stopped",
-            "started_at": self.started_at.isoformat(timespec="milliseconds"),
-            "queue": {
-                "pending": len(turn),
-                "active": sum(slot.running is not None for slot in slots),
-                "per_client": turn.per_client(),
-                "head": self._head(turn.head(HEAD), slots),
-            },
-            "workers": {slot.name: _worker(slot) for slot in slots},
-            "inboxes": [
-                {
-                    "path": str(d.inbox),
-                    "scan_age_s": round(now - d.looked_at, 3),
-                    "stuck": d.stuck,
-                    "trouble": d.trouble,
-                    "skew_s": None if d.skew_s is None else round(d.skew_s, 3),
-                    "delay_s": None if d.delay_s is None else round(d.delay_s, 3),
-                }
-                for d in doors
-            ],
-            "totals": self.totals,
-            "last_error": self.last_error,
-        }
-
-    def _head(self, head: list[Ref], slots: tuple[Slot, ...]) -> list[dict[str, Any]]:
-        """The next jobs in the order in which they will be served if none comes and none goes."""
-        waits = self.states.outlook.waits(head, slots, datetime.now(UTC)) if self.states else [None] * len(head)
-        return [
-            {"client": ref.client, "id": ref.id, "queue_position": place, "estimated_wait_seconds": wait}
-            for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1)
-        ]
-
-
-def _worker(slot: Slot) -> dict[str, Any]:
-    report: dict[str, Any] = {"state": slot.state, "device": slot.device}
-    if slot.running is not None:
-        job, progress = slot.running.job, slot.running.progress
-        report |= {
-            "job": job.ref.id,
-            "client": job.ref.client,
-            "attempt": slot.running.attempt,
-            "since": slot.running.started_at.isoformat(timespec="milliseconds"),
-        }
-        if progress is not None:
-            report |= progress.told()
-    return report
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

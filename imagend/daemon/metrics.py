@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -19,7 +20,7 @@ from imagend.daemon.intake import Door
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
 from imagend.manifest import Manifest
-from imagend.spool import Spool
+from imagend.status import MB, Gpus, Pipeline
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody asks for
 
@@ -31,11 +32,12 @@ WAITED = (0.1, 1, 10, 60, 300, 1800, 7200, 43200)
 class Metrics:
     """Tell it of each job that ended; it looks at the rest when it writes."""
 
-    def __init__(self, path: Path, spool: Spool, turn: Turn, slots: Iterable[Slot], doors: Iterable[Door]) -> None:
+    def __init__(self, path: Path, turn: Turn, slots: Iterable[Slot], doors: Iterable[Door]) -> None:
         self.path = path
         self._registry = registry = CollectorRegistry()
-        self._spool, self._turn, self._slots, self._doors = spool, turn, tuple(slots), tuple(doors)
-        self._degraded = False
+        self._turn, self._slots, self._doors = turn, tuple(slots), tuple(doors)
+        self._degraded, self._gpus = False, Gpus(available=False)
+        self._oldest: datetime | None = None
         self._ended = Counter("imagend_jobs_ended", "Jobs that ended", ("client", "kind", "outcome"), registry=registry)
         self._pictures = Counter("imagend_pictures", "Pictures published", ("client", "model"), registry=registry)
         words = "From the start of a job's last attempt to its end"
@@ -51,7 +53,7 @@ class Metrics:
 
     def ended(self, manifest: Manifest) -> None:
         """A job has ended: count it."""
-        model = str(((manifest.engine or {}).get("model") or {}).get("name", ""))  # "": none was loaded
+        model = Pipeline.of(manifest.engine, None).model_loaded or ""  # "": none was loaded
         self._ended.labels(manifest.client, manifest.kind, manifest.outcome.value).inc()
         if manifest.artifacts:
             self._pictures.labels(manifest.client, model).inc(len(manifest.artifacts))
@@ -67,9 +69,9 @@ class Metrics:
         if manifest.loading:
             self._switches.labels(model).inc()
 
-    def write(self, degraded: bool) -> None:
-        """Replace the file. Raises OSError."""
-        self._degraded = degraded
+    def write(self, degraded: bool, oldest: datetime | None, gpus: Gpus) -> None:
+        """Replace the file. `oldest`: when the oldest waiting job was accepted. Raises OSError."""
+        self._degraded, self._oldest, self._gpus = degraded, oldest, gpus
         files.replace_hint(self.path, generate_latest(self._registry))
 
     def collect(self) -> Iterator[Metric]:
@@ -81,6 +83,7 @@ class Metrics:
         yield GaugeMetricFamily("imagend_degraded", "1 while status.json says degraded", value=float(self._degraded))
         yield from self._queue()
         yield from self._workers()
+        yield from self._vram()
         yield from self._inboxes()
 
     def describe(self) -> Sequence[Metric]:
@@ -91,8 +94,7 @@ class Metrics:
         for client, count in self._turn.per_client().items():
             pending.add_metric((client,), count)
         yield pending
-        since = min(filter(None, map(self._spool.accepted, self._turn.firsts())), default=0)
-        oldest_s = max(0.0, time.time() - since / 1e9) if since else 0.0
+        oldest_s = max(0.0, time.time() - self._oldest.timestamp()) if self._oldest else 0.0
         yield GaugeMetricFamily(
             "imagend_oldest_pending_seconds", "For how long the oldest job has waited", value=oldest_s
         )
@@ -106,6 +108,21 @@ class Metrics:
             busy.add_metric((slot.name,), float(slot.running is not None))
             starts.add_metric((slot.name,), slot.starts)
         yield from (up, busy, starts)
+        attempts = CounterMetricFamily("imagend_attempts_started", "Attempts at jobs that were begun", labels=("kind",))
+        for kind, count in sum((slot.taken for slot in self._slots), Tally[str]()).items():
+            attempts.add_metric((kind,), count)
+        yield attempts
+
+    def _vram(self) -> Iterator[Metric]:
+        used = GaugeMetricFamily("imagend_gpu_memory_used_bytes", "VRAM in use, by whomever", labels=("gpu",))
+        total = GaugeMetricFamily("imagend_gpu_memory_total_bytes", "VRAM there is", labels=("gpu",))
+        warm = GaugeMetricFamily("imagend_gpu_temperature_celsius", "As the GPU tells", labels=("gpu",))
+        for gpu in self._gpus.devices:
+            used.add_metric((str(gpu.index),), gpu.vram_used_mb * MB)
+            total.add_metric((str(gpu.index),), gpu.vram_total_mb * MB)
+            if gpu.temperature_c is not None:
+                warm.add_metric((str(gpu.index),), gpu.temperature_c)
+        yield from (used, total, warm)
 
     def _inboxes(self) -> Iterator[Metric]:
         age = GaugeMetricFamily("imagend_inbox_scan_age_seconds", "Since it was last looked at", labels=("inbox",))

@@ -28,6 +28,7 @@ class Settings:
         self.policy = Policy(config, AllowedSigners.parse("", ""))
         self._reload, self._health = reload, health
         self._keys = KeyFile(config.allowed_signers)
+        health.max_queued = config.max_queued
 
     @property
     def config(self) -> Config:
@@ -46,6 +47,7 @@ class Settings:
         late = f"config.yaml changes {', '.join(waiting)}: restart imagend to take that over"
         self._health.trouble("config", late if waiting else None)
         self.policy = Policy(fresh.model_copy(update=held), self.policy.signers)
+        self._health.max_queued = self.config.max_queued
         if self._keys.path != self.config.allowed_signers:
             self._keys = KeyFile(self.config.allowed_signers)
         log.info("configuration read again")

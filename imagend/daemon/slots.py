@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
@@ -16,6 +17,7 @@ from imagend.errors import ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerS
 from imagend.job import Job, Ref, Spec
 from imagend.memory_plan import Stage
 from imagend.messages import Cancel, Ended, MemoryShort, Progress, Stop
+from imagend.status import Pipeline
 
 log = structlog.get_logger()
 
@@ -47,6 +49,8 @@ class Slot:
     ready: bool = False
     running: Running | None = None
     painted: int = 0  # jobs since its worker was started
+    pipeline: Pipeline | None = None  # what the last of them left there
+    taken: Counter[str] = field(default_factory=Counter)  # attempts, by kind
     starts: int = 0
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
@@ -115,6 +119,7 @@ class Slot:
     def take(self, running: Running, config: Config, now: float) -> None:
         self.running, self.deadline = running, now + config.silence_limit_s
         self.events.started(self.name, running.job.ref, running.job.kind, running.attempt)
+        self.taken[running.job.kind] += 1
 
     def progressed(self, progress: Progress, config: Config, now: float) -> None:
         if self.running is None:
@@ -146,6 +151,8 @@ class Slot:
         running, self.running, self.deaths = self.running, None, 0
         self.painted += 1
         self.events.left(self.name, now)
+        if told.engine:
+            self.pipeline = Pipeline.of(told.engine, told.memory)
         assert running is not None  # holds() said so
         failure = told.failure
         if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
@@ -158,6 +165,7 @@ class Slot:
         """Empty the slot and hand back the job it held, if any."""
         self.deaths += not self.leaving
         self.up = self.ready = self.leaving = False
+        self.pipeline = None
         self.deadline = now + restart_delay_s(self.deaths)
         running, self.running = self.running, None
         self.events.left(self.name, now)
