@@ -83,7 +83,7 @@ SHELVES = {
     "survey",
     "records",
 }
-ENTRANCES = {"__main__", "cli", "logs"}
+ENTRANCES = {"__main__", "cli", "client", "logs"}
 PROCESSES = {"daemon", "worker", "fetch"}
 HEAVY = {"torch", "cv2", "diffusers", "transformers", "compel", "PIL", "numpy", "safetensors", "accelerate", "peft"}
 
@@ -104,9 +104,11 @@ MAY_IMPORT = {
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
     "logs": {"message_ids"},
+    "client": set(),
 }
 MAX_LINES = 250
 SCREEN = "imagend.cli.top_screen"
+CLIENT = "imagend.client"
 
 
 def part(module: str) -> str:
@@ -158,6 +160,11 @@ def test_only_fetch_knows_the_network(module: str) -> None:
     assert {"urllib3", "requests", "httpx2", "ssl", "http"}.isdisjoint(name.split(".")[0] for name in imports(module))
 
 
+def test_the_clients_module_runs_alone_and_on_python_3_8() -> None:
+    assert {name.split(".")[0] for name in imports(CLIENT)} <= sys.stdlib_module_names
+    ast.parse(MODULES[CLIENT].read_text(), feature_version=(3, 8))
+
+
 def test_only_the_screen_of_top_knows_textual() -> None:
     """An extra, and slow to import."""
     known = {module for module in MODULES if {"textual", "rich"} & {name.split(".")[0] for name in imports(module)}}
@@ -203,9 +210,10 @@ def _renames(call: ast.Call) -> bool:
 
 
 def test_only_files_py_renames_and_syncs() -> None:
-    """The exception: a worker saves its pictures in its draft, whose pieces become durable as they are painted."""
+    """The exceptions: a worker saves its pictures in its draft, whose pieces become durable as they are painted; the
+    client's module is copied to hosts where nothing else of us is."""
     found = {module for module in MODULES for call in calls(module) if _renames(call)}
-    assert found == {"imagend.files", "imagend.worker.images"}
+    assert found == {"imagend.files", "imagend.worker.images", CLIENT}
 
 
 def test_all_errors_are_caught_in_two_places_only() -> None:
