@@ -21,8 +21,8 @@ import pytest
 import structlog
 from conftest import CLIENT, Home, run_until_idle, step
 
+from imagend import __version__, files, live
 from imagend import config as configuration
-from imagend import files, live
 from imagend.config import Config
 from imagend.daemon import dashboard
 from imagend.daemon.dashboard import FILE, Dashboard
@@ -89,8 +89,9 @@ class Told:
     def __init__(self, config: Config) -> None:
         self.config, self.now = config, datetime.now(UTC)
         config.spool.mkdir(parents=True, exist_ok=True)
-        self.status: dict[str, Any] = {"name": "studio", "version": "0.1.0", "state": "busy", "reasons": []}
+        self.status: dict[str, Any] = {"name": "studio", "version": __version__, "state": "busy", "reasons": []}
         self.status |= {"heartbeat": self.now.isoformat(timespec="milliseconds"), "interval_s": 5.0}
+        self.status |= {"gpu": {"available": False, "devices": []}}
         self.status |= {"queue": {"pending": 0, "active": 0, "per_client": {}, "head": []}, "workers": {}}
 
     def happens(self, word: str, ago_s: float = 0.0, **data: Any) -> None:
@@ -148,16 +149,20 @@ def test_a_queue_a_worker_and_what_needs_the_operator(told: Told) -> None:
     told.status["reasons"] = ["less than 500 MB are free"]
     worker = {"state": "busy", "device": "cuda:0", "job": "f" * 20, "client": "carol", "stage": "model_loading"}
     at = {"picture": 1, "pictures": 4, "step": 10, "steps": 20}
-    told.status["workers"] = {"gpu0": worker | {"stage": "painting"} | at, "gpu1": worker}
+    pipeline = {"pipeline": {"model_loaded": "pony/v6"}}
+    told.status["workers"] = {"gpu0": worker | {"stage": "painting"} | at | pipeline, "gpu1": worker}
+    gpu = {"index": 0, "name": "NVIDIA H100", "vram_total_mb": 81920, "vram_used_mb": 20480, "vram_free_mb": 61440}
+    told.status["gpu"]["devices"] = [gpu | {"temperature_c": 54, "utilization_percent": None}]
     shown = told.page()
     words = re.sub(r"\s+", " ", shown.text)
     for text in (f"1 bob/{ids[0]} not known yet", f"2 bob/{ids[1]} 12 min", f"15 bob/{ids[14]}", "and 1219 more"):
         assert text in words
     assert ids[15] not in words
-    assert f"gpu0 cuda:0 busy carol/{'f' * 20} painting 2/4" in words
+    assert f"gpu0 cuda:0 busy pony/v6 carol/{'f' * 20} painting 2/4" in words
+    assert "0 NVIDIA H100 20.0 of 80.0 GB 54" in words
     assert f"gpu1 cuda:0 busy carol/{'f' * 20} model loading" in words
-    (bar,) = [tag for tag in shown.all("rect", "done") if "svg" in tag.within]
-    assert bar.attributes["width"] == "60"  # of 160: one and a half of four pictures
+    widths = [tag.attributes["width"] for tag in shown.all("rect", "done")]
+    assert widths == ["60", "40"]  # of 160: one and a half of four pictures, a quarter of the memory
     assert "less than 500 MB are free" in words
     assert len(shown.all("section", "trouble")) == 1
 
@@ -200,10 +205,13 @@ def test_no_text_becomes_markup(told: Told) -> None:
     told.happens("artifact.written", **job, file=f"{MARKUP}.png")
     told.happens("completed", **job, kind=MARKUP, model=MARKUP, seconds=1.0)
     told.happens("failed", **job, code=MARKUP)
-    told.status |= {"name": MARKUP, "state": MARKUP, "version": MARKUP, "reasons": [MARKUP]}
+    told.status |= {"name": MARKUP, "state": MARKUP, "reasons": [MARKUP]}
     head = [job | {"queue_position": 1, "estimated_wait_seconds": 1.0}]
     told.status["queue"] = {"pending": 1, "active": 1, "per_client": {MARKUP: 1}, "head": head}
     worker = {"state": MARKUP, "device": MARKUP, "job": MARKUP, "client": MARKUP, "stage": MARKUP}
+    worker |= {"pipeline": {"model_loaded": MARKUP}}
+    gpu = {"index": 0, "name": MARKUP, "vram_total_mb": 2, "vram_used_mb": 1}
+    told.status["gpu"]["devices"] = [gpu]
     told.status["workers"] = {MARKUP: worker}
     shown = told.page()
     assert shown.text.count(MARKUP) > 10

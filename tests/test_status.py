@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Home, run_until, run_until_idle
+from test_cli import imagend
 
 from imagend.daemon.executor import Heard
 from imagend.daemon.gpus import Driver
@@ -46,6 +47,14 @@ def test_a_daemon_at_work_tells_of_queue_workers_and_rates(home: Home) -> None:
     assert (worker["state"], worker["job"], worker["painted"], worker["starts"]) == ("busy", staying.id, 2, 1)
     assert status["rates"] == {"jobs_per_hour": 2, "pictures_per_hour": 2, "failed_per_hour": 1}
     assert status["gpu"] == {"available": False, "why": "not looked at yet"}
+
+
+def test_it_is_told_in_words_where_nothing_is_known_of_gpus(home: Home) -> None:
+    home.daemon(heartbeat_s=60.0).look_around()
+    assert "devices" not in told(home)["gpu"]
+    done = imagend("status", cwd=home.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "queue    0 pending, 0 active" in done.stdout
 
 
 def test_the_last_ten_errors_stand_there_the_newest_first(home: Home) -> None:

@@ -90,23 +90,26 @@ def test_workers_and_queue(home: Home) -> None:
     worker = {"state": "busy", "device": "cuda:0", "job": "f" * 20, "client": "carol"}
     at = {"stage": "painting", "picture": 1, "pictures": 4, "step": 10, "steps": 20}
     workers = {
-        "gpu0": worker | at,
+        "gpu0": worker | at | {"pipeline": {"model_loaded": "pony/v6"}},
         "gpu1": worker | {"stage": "model_loading"},
         "gpu2": {"state": "idle", "device": "cpu"},
     }
-    status(home, workers=workers, queue=waiting("a" * 20, "b" * 20), reasons=["no room"])
+    gpu = {"index": 0, "name": "NVIDIA H100", "vram_total_mb": 81920, "vram_used_mb": 20480}
+    gpu |= {"vram_free_mb": 61440, "temperature_c": 54, "utilization_percent": None}
+    queue = waiting("a" * 20, "b" * 20)
+    status(home, workers=workers, queue=queue, reasons=["no room"], gpu={"available": True, "devices": [gpu]})
 
     async def use(screen: Screen) -> None:
         first, second, third = screen.rows("workers")
-        assert first[:5] == ["gpu0", "cuda:0", "busy", f"carol/{'f' * 20}", "painting 2/4"]
-        assert first[5].split() == ["━" * 24, "38%"]
-        assert second[4:] == ["model loading", ""]
-        assert third == ["gpu2", "cpu", "idle", "", "", ""]
+        assert first[:6] == ["gpu0", "cuda:0", "busy", "pony/v6", f"carol/{'f' * 20}", "painting 2/4"]
+        assert first[6].split() == ["█" * 9 + "░" * 15, "38%"]
+        assert second[3:] == ["", f"carol/{'f' * 20}", "model loading", ""]
+        assert third == ["gpu2", "cpu", "idle", "", "", "", ""]
         assert screen.rows("waiting") == [["1", f"alice/{'a' * 20}", "12 min"], ["2", f"alice/{'b' * 20}", "12 min"]]
-        assert screen.text("state").splitlines() == [
-            "studio is busy   2 waiting, 1 running   imagend 0.1.0",
-            "! no room",
-        ]
+        line, gpu, reason = screen.text("state").splitlines()
+        assert line == "studio is busy   2 waiting, 1 running   imagend 0.1.0"
+        assert gpu.split("  ")[1:] == ["NVIDIA H100", f"{'█' * 6}{'░' * 18} 20.0 of 80.0 GB, 54 °C"]
+        assert reason == "! no room"
 
     drive(home, use)
 

@@ -40,7 +40,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
     ]
     for name, worker in status["workers"].items():
         lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
-    for gpu in status["gpu"]["devices"]:
+    for gpu in status["gpu"].get("devices", ()):
         heat = "" if gpu["temperature_c"] is None else f", {gpu['temperature_c']} °C"
         lines.append(
             f"GPU {gpu['index']}    {gpu['name']}, {gpu['vram_used_mb']} of {gpu['vram_total_mb']} MB used{heat}"

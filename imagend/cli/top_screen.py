@@ -38,7 +38,7 @@ _TITLES = {
     "results": "Ended (UTC)",
 }
 _HEADS = {
-    "of-workers": ("worker", "device", "state", "job", "stage", "done"),
+    "of-workers": ("worker", "device", "state", "model", "job", "stage", "done"),
     "of-waiting": ("place", "job", "about"),
     "of-results": ("ended", "job", "outcome", "took"),
 }
@@ -177,7 +177,15 @@ def _headline(status: dict[str, Any], alive: bool, spool: Path) -> Text:
     well = "bold red" if status["reasons"] else "bold green"
     counts = f"   {queue['pending']} waiting, {queue['active']} running   imagend {status['version']}"
     line = Text.assemble(_text(status["name"], "bold"), " is ", _text(state, well), _text(counts))
-    return Text("\n").join([line, *(_text(f"! {reason}", "red") for reason in status["reasons"])])
+    gpus = [_text(_gpu(gpu)) for gpu in status.get("gpu", {}).get("devices", ())]
+    return Text("\n").join([line, *gpus, *(_text(f"! {reason}", "red") for reason in status["reasons"])])
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    used, total = gpu["vram_used_mb"] / 1024, gpu["vram_total_mb"] / 1024
+    told = (("{} °C", gpu.get("temperature_c")), ("{} % busy", gpu.get("utilization_percent")))
+    more = "".join(f", {words.format(value)}" for words, value in told if value is not None)
+    return f"GPU {gpu['index']}  {gpu['name']}  {_bar(used / total)} {used:.1f} of {total:.1f} GB{more}"
 
 
 def _job(worker: dict[str, Any]) -> str:
@@ -191,9 +199,15 @@ def _worker(name: str, worker: dict[str, Any]) -> Row:
         stage = _text(str(worker.get("stage", "starting")).replace("_", " ") + of)
     if worker.get("steps"):
         done = (worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"])
-        full = round(_BAR * min(1.0, done))
-        bar = Text.assemble(("━" * full, "green"), ("━" * (_BAR - full), "dim"), f" {done:4.0%}")
-    return (_text(name), _text(worker["device"]), _text(worker["state"]), _text(_job(worker)), stage, bar)
+        bar = Text(f"{_bar(done)} {done:4.0%}", "green")
+    model = (worker.get("pipeline") or {}).get("model_loaded") or ""
+    cells = (name, worker["device"], worker["state"], model, _job(worker))
+    return (*map(_text, cells), stage, bar)
+
+
+def _bar(done: float) -> str:
+    full = round(_BAR * min(1.0, max(0.0, done)))
+    return "█" * full + "░" * (_BAR - full)
 
 
 def _waiting(job: dict[str, Any]) -> Row:

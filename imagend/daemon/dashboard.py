@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import structlog
 
-from imagend import files
+from imagend import __version__, files
 from imagend.config import Config
 from imagend.daemon.plots import bars, dots, progress
 from imagend.job import Outcome, Ref
@@ -63,6 +63,8 @@ class Dashboard:
         """Replace the page. Never fails: what a full disk refuses grows old, which its time tells."""
         try:
             status = json.loads(self._status.read_bytes())
+            if status.get("version") != __version__:  # an older daemon's; ours is about to write its own
+                return
             self._recent.look()
             page = render(status, self._recent, self._outputs, datetime.now(UTC))
             files.replace_hint(self._path, page.encode())
@@ -91,6 +93,7 @@ def render(status: dict[str, Any], recent: Recent, outputs: str, now: datetime) 
             *_trouble(status),
             *_tiles(status, recent, counts),
             _section("Workers", _workers(status["workers"])),
+            *_gpus(status["gpu"].get("devices", ())),
             _section("Ended in each half hour of the last day", _throughput(counts, now), "half"),
             _section("Time that the last jobs took", _durations(recent), "half"),
             _section("Pictures", _pictures(recent.latest, outputs)),
@@ -163,15 +166,29 @@ def _workers(workers: dict[str, Any]) -> str:
                 job = _job(Ref(worker["client"], worker["job"]))
                 of = f" {worker['picture'] + 1}/{worker['pictures']}" if worker.get("pictures") else ""
                 steps = escape(f"{worker.get('stage', 'starting')}{of}").replace("_", " ")
+            model = (worker.get("pipeline") or {}).get("model_loaded") or ""
             bar = progress(_done(worker)) if worker.get("steps") else ""
-            yield escape(name), escape(worker["device"]), escape(worker["state"]), job, steps, bar
+            yield escape(name), escape(worker["device"]), escape(worker["state"]), escape(model), job, steps, bar
 
-    return _table(("worker", "device", "state", "job", "stage", ""), rows(), "there is none")
+    return _table(("worker", "device", "state", "model", "job", "stage", ""), rows(), "there is none")
 
 
 def _done(worker: dict[str, Any]) -> float:
     """The part of its job that a worker has done."""
     return float((worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"]))
+
+
+def _gpus(devices: Sequence[dict[str, Any]]) -> Iterator[str]:
+    def rows() -> Iterator[Sequence[str]]:
+        for gpu in devices:
+            used, total = gpu["vram_used_mb"], gpu["vram_total_mb"]
+            memory = f"{used / 1024:.1f} of {total / 1024:.1f} GB"
+            told = [gpu.get("temperature_c"), gpu.get("utilization_percent")]
+            heat, load = ("" if value is None else f"{value}" for value in told)
+            yield str(gpu["index"]), escape(gpu["name"]), progress(used / total), memory, heat, load
+
+    if devices:
+        yield _section("GPUs", _table(("GPU", "", "memory", "", "°C", "% busy"), rows(), ""))
 
 
 def _throughput(counts: Sequence[Counter[Outcome]], now: datetime) -> str:
