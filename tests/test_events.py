@@ -131,6 +131,19 @@ def test_jobs_that_fail(home: Home, prompt: str, happened: list[str]) -> None:
     assert error["message"] not in (home.config.spool / EVENTS).read_text()
 
 
+def test_what_is_rejected(home: Home) -> None:
+    home.put(b"{}", "a secret.json")
+    ref = home.drop(widht=64)
+    daemon = home.daemon(file_grace_s=1e-9)
+    run_until_idle(daemon)
+    run_until(daemon, lambda: not any(home.config.inboxes[0].iterdir()))
+    step(daemon)
+    rejected = [event["data"] for event in told(home) if event["type"] == "imagend.rejected"]
+    assert {"file": f"{ref.id}.json", "client": CLIENT, "code": "INVALID_PARAMETERS"} in rejected
+    (other,) = (data for data in rejected if data["client"] is None)
+    assert (other["code"], "secret" in other["file"]) == ("UNAUTHORIZED", False)
+
+
 def test_a_job_that_is_cancelled_and_one_that_a_stop_puts_back(home: Home) -> None:
     ref = home.drop(prompt="stay")
     daemon = home.daemon()

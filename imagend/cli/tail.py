@@ -86,7 +86,8 @@ def _show_json(event: Event) -> None:
 def _show(event: Event) -> None:
     word = event["type"].removeprefix("imagend.")
     told = "  ".join(_details(event["data"]))
-    line = f"{event['time'][:19].replace('T', ' ')}  {event.get('subject', '-'):37}  {word:15}  {told}".rstrip()
+    whose = event.get("subject") or event["data"].get("client") or "-"
+    line = f"{event['time'][:19].replace('T', ' ')}  {whose:37}  {word:15}  {told}".rstrip()
     print(shown(line))
 
 

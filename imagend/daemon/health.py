@@ -113,6 +113,8 @@ class Health:
             self.trouble(f"inbox {door.inbox}", door.trouble or unanswered)
             stuck = f"{door.stuck} files cannot be moved out of {door.inbox}: see the log" if door.stuck else None
             self.trouble(f"stuck {door.inbox}", stuck)
+            while door.untold:
+                self.events.tell("rejected", **door.untold.popleft())
         for slot in slots:
             dying = (
                 f"worker {slot.name} died {slot.deaths} times in a row: see the log; it is started again with delays"

@@ -99,6 +99,8 @@ class Door:
         """the longest that one of the last 100 jobs had to wait here; None: not known"""
         self.rejected: Counter[str] = Counter()
         """how many files, by the reason's code"""
+        self.untold: deque[dict[str, str | None]] = deque(maxlen=1000)
+        """what of them the loop has not told yet: file, client if it is known, code"""
         self._delays: deque[float] = deque(maxlen=100)
         self._wall = wall or (lambda: datetime.now(UTC))
         self._inbox = Inbox(inbox)
@@ -284,6 +286,7 @@ class Door:
         try:
             self._inbox.reject(name, known, note)
             self.rejected[reason.code] += 1
+            self.untold.append({"file": self._shown(name), "client": reason.client, "code": reason.code})
             self._held.release(name)
         except GONE:
             self._held.release(name)
