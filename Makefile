@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo install test check lint types torture lab gpu fuzz bench score wheels constraints clean help
+.PHONY: demo install test check lint types torture lab gpu fuzz bench score wheels constraints clean man help
 
 help:
 	@sed -n '1p' Makefile | cut -c3-
@@ -74,6 +74,12 @@ fuzz: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	@for target in unseal signature job prompts weights header picture; do \
 		echo "== $$target"; PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(SECONDS) || exit 1; done
+
+# Man pages to MANDIR; needs lowdown.
+MANDIR ?= .man
+man: $(READY)
+	@command -v lowdown >/dev/null || { echo "make man needs lowdown: apt-get install lowdown" >&2; exit 1; }
+	$(BIN)/python docs/man.py $(MANDIR)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

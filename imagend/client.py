@@ -30,7 +30,10 @@ POLL_S = 0.5
 
 
 class JobError(Exception):
-    """A job that did not succeed. `code` and the message say why, as in docs/errors.md; `document` is the manifest."""
+    """A job that did not succeed. `code` and the message say why, as in docs/errors.md.
+
+    `document` is its manifest or, of what was not even a job, its .reason.json.
+    """
 
     def __init__(self, outcome: str, document: dict[str, Any]) -> None:
         error = document.get("error") or {}

@@ -90,7 +90,7 @@ def test_why_a_job_failed_or_was_rejected_is_raised(home: Home, farm: Client) ->
     assert failed.value.code == "INVALID_PARAMETERS"
     with pytest.raises(Rejected, match="rejected: width: ") as rejected:
         wrong.wait(0)
-    assert (rejected.value.code, rejected.value.document["status"]) == ("INVALID_PARAMETERS", 422)
+    assert (rejected.value.code, rejected.value.document["error"]["status"]) == ("INVALID_PARAMETERS", 422)
 
 
 def test_a_client_with_a_folder_of_its_own_uses_that(home: Home, farm: Client) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
+from imagend import cli
 from imagend import config as configuration
 from imagend.cli import COMMANDS
+from imagend.config import Config
 from imagend.control import Control
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
@@ -143,3 +149,70 @@ def test_the_example_in_the_job_reference_is_a_valid_job() -> None:
         item = parse("alice", example.encode())
         assert isinstance(item.ref.client, str)
     assert Generate.model_fields
+
+
+@pytest.fixture(scope="module")
+def man(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("lowdown") is None or shutil.which("groff") is None or shutil.which("lexgrog") is None:
+        pytest.skip("needs lowdown and man: apt-get install lowdown man-db")
+    folder = tmp_path_factory.mktemp("man")
+    subprocess.run([sys.executable, REPOSITORY / "docs" / "man.py", folder], check=True, cwd=REPOSITORY)
+    return folder
+
+
+PAGES = ("man1/imagend.1", "man5/imagend-job.5", "man5/imagend.yaml.5", "man7/imagend-spool.7")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_man_pages_are_good_roff_and_found_by_their_names(man: Path, page: str) -> None:
+    lint = ["groff", "-t", "-man", "-Kutf8", "-Tutf8", "-ww", "-Wbreak", man / page]
+    done = subprocess.run(lint, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = subprocess.run(["lexgrog", man / page], capture_output=True, text=True).stdout
+    assert re.search(rf': "{Path(page).stem} - [a-z].+"$', found.strip()), found
+
+
+def shown(page: Path) -> str:
+    command = ["groff", "-t", "-man", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=1000n", page]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_man_pages_name_every_command_option_field_and_key(man: Path) -> None:
+    commands, job, settings, spool = (shown(man / page) for page in PAGES)
+    _, parsers = cli.parser_of(COMMANDS)
+    for name, parser in parsers.items():
+        assert f"imagend {name}" in commands
+        assert all(option in commands for action in parser._actions for option in action.option_strings), name
+    assert all(field in job for spec in SPECS.values() for field in spec.model_fields)
+    assert all(f"{key}:" in settings for key in Config.model_fields)
+    assert all(word in spool for word in ("PROMISES".title(), "rejected/", "SIGHUP"))
+
+
+def completed(words: str) -> set[str]:
+    """What bash offers after these words."""
+    script = subprocess.run(
+        [sys.executable, "-m", "imagend", "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    ask = (
+        f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_LINE="{words}"; _shtab_imagend; '
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_options_and_their_values() -> None:
+    assert completed("imagend re") == {"retrieve", "replay", "references"}
+    assert completed("imagend submit --num-inf") == {"--num-inference-steps"}
+    assert completed("imagend completion ''") == {"bash", "zsh", "fish"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_reads_its_script(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    done = subprocess.run([sys.executable, "-m", "imagend", "completion", shell], capture_output=True, text=True)
+    (tmp_path / "script").write_text(done.stdout)
+    read = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +32,8 @@ COMMANDS = {
     "fetch": "get a model from Civitai, Hugging Face or another allowed host, checked before it is installed",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "doctor": "all of check, and how the place fares: disks, stuck jobs, leftovers, GPUs, versions; each with a remedy",
-    "schema": "print the JSON Schema of job files",
+    "schema": "print the JSON Schema of job files, or of status.json",
+    "completion": "print a script that completes imagend's commands and options in your shell",
 }
 EPILOG = """\
 exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 5 not the same bits, 64 wrong use, 69 the
@@ -46,8 +47,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(64, f"imagend: {message}. See: {self.prog} --help\n")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one command and return its exit status."""
+def parser_of(chosen: Collection[str]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the `chosen` commands. Only they know their options: the others are not imported."""
     parser = Parser(
         prog="imagend",
         description="Turns signed JSON job files into SDXL pictures. The file system is the interface.",
@@ -57,21 +58,29 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"imagend {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if word in COMMANDS), None)
+    commands = {}
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, description=f"{summary}.".capitalize(), allow_abbrev=False)
-        if name == chosen:
+        if name in chosen:
             command.add_argument(
                 "--config", type=Path, metavar="FILE", help="config.yaml to use ($IMAGEND_CONFIG, ./, /etc/imagend/)"
             )
-            module = importlib.import_module(f"imagend.cli.{name}")
-            module.configure(command)
-            asked = command
+            importlib.import_module(f"imagend.cli.{name}").configure(command)
+            commands[name] = command
+    return parser, commands
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    chosen = next((word for word in argv if word in COMMANDS), "")
+    parser, commands = parser_of((chosen,))
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        asked.error(f"unrecognized arguments: {' '.join(unknown)}")  # names the command's own --help
+        commands[arguments.command].error(
+            f"unrecognized arguments: {' '.join(unknown)}"
+        )  # names the command's own --help
     try:
-        return int(module.run(arguments))
+        return int(importlib.import_module(f"imagend.cli.{arguments.command}").run(arguments))
     except ImagendError as error:
         if getattr(arguments, "json", False):
             print(json.dumps({"error": error.envelope()}))
