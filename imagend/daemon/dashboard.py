@@ -148,11 +148,11 @@ def _tiles(status: dict[str, Any], recent: Recent, counts: Sequence[Counter[Outc
     seconds = recent.seconds()
     middle, late = percentile(seconds, 50), percentile(seconds, 95)
     for title, value, note in (
-        ("Waiting", str(status["queue"]["pending"]), f"of {len(status['queue']['per_client'])} clients"),
-        ("Running", str(status["queue"]["active"]), f"on {len(status['workers'])} workers"),
+        ("Waiting", str(status["queue"]["pending"]), f"clients: {len(status['queue']['per_client'])}"),
+        ("Running", str(status["queue"]["active"]), f"workers: {len(status['workers'])}"),
         ("Ended", str(day.total()), "in the last day"),
         ("Success", ratio, f"{day[Outcome.FAILED]} failed"),
-        ("Median", "-" if middle is None else f"{middle:.1f} s", f"of the last {len(seconds)} that succeeded"),
+        ("Median", "-" if middle is None else f"{middle:.1f} s", f"of the last {len(seconds)}"),
         ("95 %", "-" if late is None else f"{late:.1f} s", "took no longer"),
     ):
         yield _section(title, f"<b>{value}</b><small>{note}</small>", "tile")
