@@ -17,6 +17,7 @@ from imagend import config as configuration
 from imagend.cli import COMMANDS
 from imagend.config import Config
 from imagend.control import Control
+from imagend.daemon import events
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
@@ -139,6 +140,15 @@ def test_every_error_code_is_explained() -> None:
 
     for error in classes(ImagendError):
         assert f"| {error.code} | {error.status} |" in text, (error.code, error.status)
+
+
+def test_every_event_is_explained() -> None:
+    told = set(events.ENDS.values())
+    for path in (REPOSITORY / "imagend" / "daemon").glob("*.py"):
+        told |= set(re.findall(r'\.tell\(\s*"([a-z._]+)"', path.read_text()))
+    text = (REPOSITORY / "docs" / "spool.md").read_text().partition("## Events")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([a-z._, ]+) \|", text, re.MULTILINE)
+    assert {word for row in rows for word in row.split(", ")} - {"type, after `imagend.`"} == told
 
 
 def test_the_example_in_the_job_reference_is_a_valid_job() -> None:

@@ -36,7 +36,7 @@ GENERATING_S = 0.5
 """Of each worker, how far it is is told at most this often."""
 _OF_A_PICTURE = {"index", "file", "width", "height", "size", "sha256"}
 _TAIL_BYTES = 1 << 16
-_WORDS: Mapping[str, str] = {Outcome.SUCCEEDED: "completed", Outcome.FAILED: "failed", Outcome.CANCELLED: "cancelled"}
+ENDS: Mapping[str, str] = {Outcome.SUCCEEDED: "completed", Outcome.FAILED: "failed", Outcome.CANCELLED: "cancelled"}
 
 
 @dataclass
@@ -106,12 +106,12 @@ class Events:
             ref = Ref(manifest.client, manifest.id)
             for artifact in manifest.artifacts:
                 self.tell("artifact.written", ref, **artifact.model_dump(mode="json", include=_OF_A_PICTURE))
-            self.tell(_WORDS[manifest.outcome], ref, **_summary(manifest))
+            self.tell(ENDS[manifest.outcome], ref, **_summary(manifest))
         self._ended.clear()
 
     def ended_before(self, ref: Ref, outcome: str) -> None:
         """A crash came after its end and before that was told."""
-        self.tell(_WORDS.get(outcome, "ended"), ref, after_crash=True)
+        self.tell(ENDS.get(outcome, "ended"), ref, after_crash=True)
 
     # To the disk
 
