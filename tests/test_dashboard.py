@@ -334,6 +334,7 @@ def screenshot(path: Path, scheme: str) -> Any:
     np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     shot = path.with_name(f"{scheme}.png")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1250,1600"]
+    command += ["--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
     command += [f"--user-data-dir={path.parent / 'chromium'}", "--enable-logging=stderr", "--log-level=0"]
     command += [
         f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",

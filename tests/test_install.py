@@ -145,14 +145,14 @@ def test_the_unit_has_the_paths_of_the_configuration_and_is_renewed(root: Path, 
     config.parent.mkdir()
     config.write_text(
         "spool: /data/spool\noutputs: /data/outputs\nmodels: /models\ninboxes: [/mnt/drop/inbox, /data/spool/inbox]\n"
-        "metrics: /var/lib/node/imagend.prom\n"
+        "metrics: /var/lib/node/imagend.prom\ndashboard: /srv/www/index.html\n"
     )
     run(root, "--program", "/bin/true")
     unit = (root / UNIT).read_text()
     settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and line[0] not in "#")
     assert settings["ExecStart"] == "/bin/true serve --config /etc/imagend/config.yaml"
     assert settings["RequiresMountsFor"] == "/data/outputs /data/spool /models"
-    assert settings["ReadWritePaths"] == "/data/outputs /data/spool /var/lib/node -/mnt/drop"
+    assert settings["ReadWritePaths"] == "/data/outputs /data/spool /srv/www /var/lib/node -/mnt/drop"
     assert not (root / "mnt").exists(), "what lies on a file server is not ours to make"
     copy = tmp_path / UNIT.name
     copy.write_text(unit)

@@ -157,7 +157,7 @@ class Wanted:
         """The unit of the package, with this host's paths."""
         text = next(path for path in _CARRIED if path.exists()).read_text(encoding="utf-8")
         written = {config.spool, config.outputs}
-        written |= {path.parent for path in (config.metrics, config.history) if path}
+        written |= {path.parent for path in (config.metrics, config.history, config.dashboard) if path}
         boxes = {inbox.parent for inbox in config.inboxes}  # on a mount that may come later: -
         lines = {
             "RequiresMountsFor": _outermost({config.spool, config.outputs, config.models}),
