@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from imagend.daemon.dashboard import FILE, Dashboard
 from imagend.daemon.executor import StopRequested
 from imagend.job import Outcome
 from imagend.live import Follower, Recent
+from imagend.outputs import MANIFEST
 from imagend.spool import EVENTS, STATUS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -99,6 +101,15 @@ class Told:
         event = {"type": f"imagend.{word}", "time": at, "data": {"client": CLIENT, "id": "0" * 20} | data}
         with (self.config.spool / EVENTS).open("a") as file:
             file.write(json.dumps(event) + "\n")
+
+    def paint(self, client: str = CLIENT, id: str = "0" * 20, file: str = "0000.png", data: bytes = b"") -> None:
+        """A picture of a job that then ends."""
+        folder = self.config.outputs / client / id
+        for path in (folder / file, folder / MANIFEST):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.happens("artifact.written", client=client, id=id, file=file)
+        self.happens("completed", client=client, id=id, kind="generate", seconds=3.0)
 
     def page(self) -> Page:
         (self.config.spool / STATUS).write_text(json.dumps(self.status))
@@ -181,8 +192,19 @@ def test_ends_are_counted_by_half_hours_of_the_last_day(told: Told) -> None:
 def test_before_the_first_job(told: Told) -> None:
     shown = told.page()
     assert shown.all("circle") == shown.all("rect") == shown.all("img") == []
-    for text in ("nothing waits", "none yet", "no job has succeeded yet"):
+    for text in ("nothing waits", "there are none", "no job has succeeded yet"):
         assert text in shown.text
+
+
+def test_what_has_been_removed_is_not_linked(told: Told) -> None:
+    for number in range(3):
+        told.paint(id=f"{number:020x}")
+    shutil.rmtree(told.config.outputs / CLIENT / f"{1:020x}")
+    shown = told.page()
+    left = {f"../outputs/{CLIENT}/{number:020x}/{name}" for number in (0, 2) for name in (MANIFEST, "0000.png")}
+    assert {*shown.targets()} == left
+    assert len(shown.all("img")) == 2
+    assert f"{1:020x}" in shown.text
 
 
 def test_it_is_bounded_however_much_happens(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +212,7 @@ def test_it_is_bounded_however_much_happens(told: Told, monkeypatch: pytest.Monk
     for number in range(1000):
         told.happens("artifact.written", id=f"{number:020x}", file="0000.png")
         if number % 2:
-            told.happens("completed", ago_s=1000 - number, id=f"{number:020x}", seconds=1.0, kind="generate")
+            told.paint(id=f"{number:020x}")
     shown = told.page()
     assert len(shown.all("circle")) == live.LATEST
     assert len(shown.all("img")) == 10
@@ -202,7 +224,7 @@ def test_it_is_bounded_however_much_happens(told: Told, monkeypatch: pytest.Monk
 
 def test_no_text_becomes_markup(told: Told) -> None:
     job = {"client": MARKUP, "id": MARKUP}
-    told.happens("artifact.written", **job, file=f"{MARKUP}.png")
+    told.paint(**job, file=f"{MARKUP}.png")
     told.happens("completed", **job, kind=MARKUP, model=MARKUP, seconds=1.0)
     told.happens("failed", **job, code=MARKUP)
     told.status |= {"name": MARKUP, "state": MARKUP, "reasons": [MARKUP]}
@@ -217,11 +239,12 @@ def test_no_text_becomes_markup(told: Told) -> None:
     assert shown.text.count(MARKUP) > 10
     assert not shown.all("script")
     assert all(not name.startswith("on") and name != "style" for tag in shown.tags for name in tag.attributes)
-    assert {tag.attributes["src"].partition("/alice")[0][:11] for tag in shown.all("img")} == {"../outputs/"}  # type: ignore[union-attr]
-    assert all("/.." not in target[2:] for target in shown.targets())
+    assert {*shown.targets()} == {f"../outputs/{MARKUP}/{MARKUP}/{name}" for name in (MANIFEST, f"{MARKUP}.png")}
+    assert len(shown.all("img")) == 1
 
 
 def test_it_may_run_nothing_and_load_nothing_but_pictures(told: Told) -> None:
+    told.paint()
     shown = told.page()
     policies = {tag.attributes.get("http-equiv"): tag.attributes.get("content") for tag in shown.all("meta")}
     style = re.findall(r"<style>(.*?)</style>", (told.config.spool / FILE).read_text(), re.DOTALL)
@@ -230,8 +253,9 @@ def test_it_may_run_nothing_and_load_nothing_but_pictures(told: Told) -> None:
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src 'self' file:; base-uri 'none'; form-action 'none'"
     )
     assert len(style) == 1
-    assert not {tag.name for tag in shown.tags} & {"script", "link", "iframe", "object", "form", "base"}
+    assert len(shown.targets()) == 4
     assert all(target.startswith("../outputs/") for target in shown.targets())
+    assert not {tag.name for tag in shown.tags} & {"script", "link", "iframe", "object", "form", "base"}
 
 
 # Where it lies, and disks that refuse
@@ -243,10 +267,11 @@ def test_it_lies_where_config_yaml_says(home: Home) -> None:
     config = configuration.load(home.root / "config.yaml")
     config.outputs.mkdir()
     told = Told(config)
-    told.happens("completed", id="1" * 20)
+    told.paint(id="1" * 20)
     (config.spool / STATUS).write_text(json.dumps(told.status))
     Dashboard(config).write()
-    assert Page(config.outputs / "index.html").targets() == [f"./{CLIENT}/{'1' * 20}/manifest.json"]
+    folder = f"./{CLIENT}/{'1' * 20}"
+    assert {*Page(config.outputs / "index.html").targets()} == {f"{folder}/0000.png", f"{folder}/manifest.json"}
 
 
 def test_a_disk_that_refuses_is_told_once_and_costs_the_page_only(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,11 +380,9 @@ def pixels(shot: Any, colour: tuple[int, int, int]) -> int:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it(told: Told, scheme: str) -> None:
     image = pytest.importorskip("PIL.Image")
-    folder = told.config.outputs / CLIENT / ("0" * 20)
-    folder.mkdir(parents=True)
-    image.new("RGB", (64, 64), PAINTED).save(folder / "0000.png")
-    told.happens("artifact.written", file="0000.png")
-    told.happens("completed", seconds=3.0, kind="generate")
+    png = io.BytesIO()
+    image.new("RGB", (64, 64), PAINTED).save(png, "PNG")
+    told.paint(data=png.getvalue())
     told.page()
     shot = screenshot(told.config.spool / FILE, scheme)
     assert tuple(shot[-1, 0]) == tuple(shot[0, -1]) == GROUND[scheme]

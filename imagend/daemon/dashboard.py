@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
 from importlib import resources
+from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -37,13 +39,14 @@ _RELOAD_S = 10
 _POLICY = "img-src 'self' file:; base-uri 'none'; form-action 'none'"
 _ROWS = 15
 _PICTURES = 10
+_LOOKED_FOR = 50
 
 
 class Dashboard:
     def __init__(self, config: Config) -> None:
         self._path = config.dashboard or config.spool / FILE
         self._status = config.spool / STATUS
-        self._outputs = quote(os.path.relpath(config.outputs, self._path.parent))
+        self._links = Links(config.outputs, self._path.parent)
         self._recent = Recent(config.spool / EVENTS)
         self._told: str | None = None
         self._stopping = threading.Event()
@@ -66,7 +69,7 @@ class Dashboard:
             if status.get("version") != __version__:  # an older daemon's; ours is about to write its own
                 return
             self._recent.look()
-            page = render(status, self._recent, self._outputs, datetime.now(UTC))
+            page = render(status, self._recent, self._links, datetime.now(UTC))
             files.replace_hint(self._path, page.encode())
             self._told = None
         except FileNotFoundError as error:
@@ -80,8 +83,21 @@ class Dashboard:
         self._told = why
 
 
-def render(status: dict[str, Any], recent: Recent, outputs: str, now: datetime) -> str:
-    """The page. `outputs` is the way from its folder to the outputs, as in a URL."""
+class Links:
+    """From a page in `folder` to files of results."""
+
+    def __init__(self, outputs: Path, folder: Path) -> None:
+        self._outputs, self._way = outputs, quote(os.path.relpath(outputs, folder))
+
+    def to(self, ref: Ref, file: str) -> str | None:
+        """As an attribute has it; None if the file has gone: results are not kept for ever."""
+        if not files.exists(f"{self._outputs}/{ref.client}/{ref.id}/{file}"):
+            return None
+        return escape("/".join((self._way, *(quote(part, safe="") for part in (*ref, file)))))
+
+
+def render(status: dict[str, Any], recent: Recent, links: Links, now: datetime) -> str:
+    """The page."""
     style = resources.files(__package__).joinpath("dashboard.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; {_POLICY}"
@@ -96,8 +112,8 @@ def render(status: dict[str, Any], recent: Recent, outputs: str, now: datetime) 
             *_gpus(status["gpu"].get("devices", ())),
             _section("Ended in each half hour of the last day", _throughput(counts, now), "half"),
             _section("Time that the last jobs took", _durations(recent), "half"),
-            _section("Pictures", _pictures(recent.latest, outputs)),
-            _section("Ended", _ended(recent.latest, outputs)),
+            _section("Pictures", _pictures(recent.latest, links)),
+            _section("Ended", _ended(recent.latest, links)),
             _section("Waiting", _queue(status["queue"])),
         ]
     )
@@ -221,38 +237,35 @@ def _queue(queue: dict[str, Any]) -> str:
     return _table(("place", "job", "about"), rows(), "nothing waits")
 
 
-def _ended(latest: Sequence[End], outputs: str) -> str:
+def _ended(latest: Sequence[End], links: Links) -> str:
     def rows() -> Iterator[Sequence[str]]:
         for end in list(latest)[: -_ROWS - 1 : -1]:
-            link = f'<a href="{_url(outputs, end.ref, MANIFEST)}">{_job(end.ref)}</a>'
             outcome = f'<span class="{end.outcome}">{end.outcome} {escape(end.code)}</span>'
             took = "" if end.seconds is None else f"{end.seconds:.1f} s"
-            pictures = " ".join(
-                f'<a href="{_url(outputs, end.ref, file)}">{number}</a>' for number, file in enumerate(end.pictures, 1)
-            )
-            yield f"{end.at:%H:%M:%S}", link, outcome, escape(end.kind), escape(end.model), took, pictures
+            job = _link(links.to(end.ref, MANIFEST), _job(end.ref))
+            shown = (_link(links.to(end.ref, file), f"{number}") for number, file in enumerate(end.pictures, 1))
+            yield f"{end.at:%H:%M:%S}", job, outcome, escape(end.kind), escape(end.model), took, " ".join(shown)
 
     return _table(("ended (UTC)", "job", "", "kind", "model", "took", "pictures"), rows(), "nothing yet")
 
 
-def _pictures(latest: Sequence[End], outputs: str) -> str:
+def _pictures(latest: Sequence[End], links: Links) -> str:
     """The pictures themselves, small: the browser scales them, and loads those that are looked at."""
-    found = [(end.ref, file) for end in reversed(latest) for file in end.pictures if file.endswith(".png")][:_PICTURES]
-    if not found:
-        return '<p class="soft">none yet</p>'
-    shown = []
-    for ref, file in found:
-        url, what = _url(outputs, ref, file), escape(f"{ref} {file}")
-        shown.append(f'<a href="{url}" title="{what}"><img src="{url}" alt="{what}" loading="lazy"></a>')
-    return f'<div class="pictures">{"".join(shown)}</div>'
+    made = ((end.ref, file) for end in reversed(latest) for file in end.pictures if file.endswith(".png"))
+    shown: list[str] = []
+    for ref, file in islice(made, _LOOKED_FOR):
+        if len(shown) < _PICTURES and (url := links.to(ref, file)):
+            what = escape(f"{ref} {file}")
+            shown.append(f'<a href="{url}" title="{what}"><img src="{url}" alt="{what}" loading="lazy"></a>')
+    return f'<div class="pictures">{"".join(shown)}</div>' if shown else '<p class="soft">there are none</p>'
+
+
+def _link(url: str | None, html: str) -> str:
+    return html if url is None else f'<a href="{url}">{html}</a>'
 
 
 def _job(ref: Ref) -> str:
     return f"<code>{escape(str(ref))}</code>"
-
-
-def _url(outputs: str, ref: Ref, file: str) -> str:
-    return escape("/".join((outputs, quote(ref.client, safe=""), quote(ref.id, safe=""), quote(file, safe=""))))
 
 
 def _moment(text: str) -> str:
