@@ -52,7 +52,7 @@ check: lint types test
 torture: $(READY)
 	$(BIN)/python -m pytest -m torture
 
-# Other kernels, NFS, power cuts on loop devices: needs root, and installs Debian packages.
+# Other kernels, NFS, power cuts on loop devices, systemd in a container: needs root, and installs Debian packages.
 lab: $(READY)
 	tests/lab/packages
 	$(BIN)/python -m pytest -m lab

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from fakes import paint
@@ -36,6 +38,12 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
             for step in range(spec["num_inference_steps"]):
                 context.progress("painting", 0, 1, step, spec["num_inference_steps"])
                 time.sleep(0.01)  # stands for work
+        case "wait for a file":
+            for beat in itertools.count():
+                context.progress("painting", 0, 1, beat % spec["num_inference_steps"], spec["num_inference_steps"])
+                if Path(spec["negative_prompt"]).exists():
+                    break
+                time.sleep(0.01)
     return painted(spec, context)
 
 
