@@ -27,6 +27,7 @@ install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[engine]'
+	@if command -v restorecon >/dev/null; then restorecon -R $(PREFIX); fi
 	$(PREFIX)/bin/imagend install $(OPTIONS)
 	ln -sfn $(PREFIX)/bin/imagend /usr/local/bin/imagend
 

@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).parents[2]
 NEEDED = ("systemd-nspawn", "nsenter", "mount")
 MEMORY = Path("/dev/shm")
 PATIENCE_S = 60.0
+LOWER = os.environ.get("LAB_ROOT", "/")
+"""Another system's root, such as of `mmdebstrap trixie /tmp/trixie`, to try another systemd."""
 PYTHON, VENV, CHECKOUT = Path("/opt/python"), Path("/opt/imagend"), Path("/opt/checkout")
 PROGRAM = VENV / "bin" / "imagend"
 ENVIRONMENT = {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT}/tests", "LD_LIBRARY_PATH": f"{PYTHON}/lib", "OMP_NUM_THREADS": "1"}
@@ -72,7 +74,7 @@ class Machine:
         for folder in (upper, work, self.root):
             folder.mkdir()
         self._workshop.chmod(0o755)
-        options = f"lowerdir=/,upperdir={upper},workdir={work}"
+        options = f"lowerdir={LOWER},upperdir={upper},workdir={work}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True)
 
     def _furnish(self) -> None:
@@ -103,6 +105,7 @@ class Machine:
         }
         command = [
             *("systemd-nspawn", f"--directory={self.root}", f"--machine=imagend-{os.getpid()}", "--boot"),
+            "--setenv=SYSTEMD_PROC_CMDLINE=systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
             *("--register=no", "--keep-unit", "--private-network", "--console=pipe", "--quiet"),
             *(f"--bind-ro={ours}:{theirs}" for ours, theirs in binds.items()),
             *("--", "--unit=sysinit.target"),
