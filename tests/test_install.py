@@ -18,7 +18,7 @@ from test_unit import THRESHOLD, analyze, needs_systemd
 
 from imagend import cli
 from imagend import config as configuration
-from imagend.cli import drop, install
+from imagend.cli import doctor, drop, install
 from imagend.inbox import Inbox
 from imagend.job import Ref
 from imagend.signing import job_id
@@ -161,6 +161,29 @@ def test_the_unit_has_the_paths_of_the_configuration_and_is_renewed(root: Path, 
     (root / UNIT).write_text("[Service]\n# an older one\n")
     assert ("replaced", f"/{UNIT}") in lines(run(root, "--program", "/bin/true"))
     assert (root / UNIT).read_text() == unit
+
+
+def test_again_it_keeps_the_home_that_was_chosen(root: Path) -> None:
+    run(root, "--home", "/data/imagend")
+    before = tree(root)
+    assert {word for word, _ in lines(run(root))} == {"kept"}
+    assert tree(root) == before
+
+
+def test_doctor_names_a_unit_that_is_not_as_config_yaml_wants_it(
+    root: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, path = root / UNIT, home.root / "config.yaml"
+    monkeypatch.setattr(install, "UNIT", unit)
+    assert list(doctor._service(path, home.config)) == []
+    unit.parent.mkdir(parents=True)
+    unit.write_text(install.Wanted(Path("/srv/x"), path, {}, Path("/opt/x")).unit(home.config))
+    assert list(doctor._service(path, home.config)) == []
+    assert list(doctor._service(root / "another.yaml", home.config)) == []
+    (finding,) = doctor._service(path, home.config.model_copy(update={"outputs": Path("/data/outputs")}))
+    assert "imagend install" in finding.fix
+    unit.write_text(unit.read_text() + "# an older one\n")
+    assert len(list(doctor._service(path, home.config))) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from imagend import config as configuration
 from imagend import files
 from imagend.cli.check import examine
 from imagend.cli.finding import Finding, report
+from imagend.cli.install import drift
 from imagend.cli.look import daemon_alive, read
 from imagend.config import Config
 from imagend.errors import BadConfig
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = configuration.find(arguments.config)
     findings = list(examine(path))
     with contextlib.suppress(BadConfig):  # examine() has said so
-        findings += _place(configuration.load(path))
+        config = configuration.load(path)
+        findings += [*_place(config), *_service(path.absolute(), config)]
     return report(findings, arguments.json, arguments.all)
 
 
@@ -63,6 +65,13 @@ def _place(config: Config) -> Iterator[Finding]:
         yield from _leftovers(config, alive)
     yield from _versions()
     yield from _gpus(config)
+
+
+def _service(path: Path, config: Config) -> Iterator[Finding]:
+    """An upgrade, or paths that have moved in config.yaml: the unit may keep the daemon from writing there."""
+    if drift(path, config):
+        what = "the systemd unit is not what this imagend and config.yaml would have"
+        yield Finding("warning", what, "sudo imagend install && sudo systemctl restart imagend")
 
 
 def _disk(folder: Path, reserve_mb: int) -> Iterator[Finding]:

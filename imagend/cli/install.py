@@ -24,6 +24,7 @@ from imagend.rights import Rights
 
 UNIT = Path("/usr/local/lib/systemd/system/imagend.service")
 PROGRAM = Path("/opt/imagend/bin/imagend")
+HOME = Path("/srv/imagend")
 _PACKAGE = Path(__file__).parents[1]
 _CARRIED = (_PACKAGE / UNIT.name, _PACKAGE.parent / UNIT.name)  # a wheel's, a checkout's
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))  # from the unit, by ProtectHome=yes
@@ -34,7 +35,7 @@ _SIGNERS = """\
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--home", type=Path, default=Path("/srv/imagend"), metavar="DIR", help="queue, models and results (%(default)s)"
+        "--home", type=Path, metavar="DIR", help=f"queue, models and results (default: as it was, at first {HOME})"
     )
     parser.add_argument(
         "--client",
@@ -65,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("Only root may do this: sudo imagend install, or imagend install --dry-run.")
     os.umask(0o022)  # root's own may be narrower, and imagend is to read what is made here
     program = arguments.program or (_this_program() if host.is_ours else PROGRAM)
-    wanted = Wanted(arguments.home, arguments.config or SYSTEM_CONFIG, dict(arguments.clients), program)
+    former = _settings(host)
+    home = arguments.home or Path(former.get("WorkingDirectory", HOME))
+    wanted = Wanted(home, arguments.config or SYSTEM_CONFIG, dict(arguments.clients), program)
     changed = False
     for step in wanted.steps(host):
         state = step.state()
@@ -191,6 +194,24 @@ class Embedded:
 
     def do(self) -> None:
         Models(self.host.path(self.models)).install_embedded()
+
+
+def drift(path: Path, config: Config) -> bool:
+    """Whether this host's unit, if it has one that serves this config.yaml, is not what would be installed now."""
+    host = Host(Path("/"))
+    settings = _settings(host)
+    program, *arguments = settings.get("ExecStart", "-").split()
+    if arguments != ["serve", "--config", str(path)]:
+        return False
+    wanted = Wanted(Path(settings.get("WorkingDirectory", HOME)), path, {}, Path(program))
+    return wanted.unit(config) != host.path(UNIT).read_text(encoding="utf-8")
+
+
+def _settings(host: Host) -> dict[str, str]:
+    """Those of the installed unit that stand there once."""
+    path = host.path(UNIT)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return dict(re.findall(r"(?m)^(\w+)=(.*)$", text))
 
 
 def _outermost(paths: set[Path]) -> list[str]:
