@@ -35,7 +35,7 @@ install:
 # workers that must answer in time.
 PROCESSES ?= 2
 SIDE_BY_SIDE := tests/unit tests/engine tests/test_crash.py tests/test_crashstates.py tests/test_disk_faults.py \
-	tests/test_fsync.py tests/test_lying.py
+	tests/test_fsync.py tests/test_lying.py tests/test_orders.py
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)

@@ -32,6 +32,8 @@ RESULTS = "results.jsonl"
 RETRIEVED = "retrieved"
 """A file in a result's folder. Newer than the manifest, it says that somebody has copied the result."""
 DRAFTS = ".drafts"
+WITHDRAWN = ".withdrawn"
+"""Ends the name of a result among the drafts, on its way out."""
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
 _TAIL_BYTES = 1 << 20
@@ -170,6 +172,19 @@ class Outputs:
     def ended(self, ref: Ref) -> bool:
         return files.exists(f"{self.root}/{ref.client}/{ref.id}/{MANIFEST}")
 
+    def withdraw(self, ref: Ref) -> None:
+        """Take a result away, for good and durably; nothing if there is none."""
+        target, away = (
+            self.root / ref.client / ref.id,
+            self._folder_of(ref.client, self._drafts) / f"{ref.id}{WITHDRAWN}",
+        )
+        if away.exists():
+            _discard(away)  # a crash came before this
+        if target.is_dir():
+            files.move(target, away)
+            _discard(away)
+        self.hide(ref)
+
     def manifest(self, ref: Ref) -> dict[str, Any]:
         """As it stands on disk: perhaps an older or a newer imagend wrote it."""
         manifest: dict[str, Any] = json.loads((self.root / ref.client / ref.id / MANIFEST).read_bytes())
@@ -211,10 +226,11 @@ class Outputs:
 
     def announced(self, ref: Ref) -> bool:
         """Whether a crash came after announce(): the line, if any, is among the last of the feed."""
+        line = self._line(ref)
         try:
             with (self.root / RESULTS).open("rb") as feed:
                 feed.seek(max(0, feed.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                return any(_id(line) == ref.id for line in feed)
+                return any(_object(told) == line for told in feed)
         except FileNotFoundError:
             return False
 
@@ -237,11 +253,11 @@ def _give(folder: Path, group: str) -> None:
     folder.chmod(0o2750)
 
 
-def _id(line: bytes) -> Any:
-    """The id in a line of the feed; None if a crash cut it."""
+def _object(line: bytes) -> Any:
+    """A line of the feed; None if a crash cut it."""
     try:
-        return json.loads(line)["id"]
-    except (ValueError, KeyError, TypeError):
+        return json.loads(line)
+    except ValueError:
         return None
 
 

@@ -33,6 +33,7 @@ VERSION = 1
 STATUS = "status.json"
 EVENTS = "events.jsonl"
 DAMAGED = "damaged"
+REOPENED = "reopened"
 STALE_INTERVALS = 3
 """Readers take the daemon for dead when status.json's heartbeat is older than so many of its intervals."""
 
@@ -173,6 +174,37 @@ class Spool:
             self._path(State.PENDING, ref).unlink(missing_ok=True)
             self.attachments.release(ref)
 
+    def reopen(self, ref: Ref, manifest: Mapping[str, Any]) -> None:
+        """Note, durably, how a job had ended that is to be tried again: attempts count anew from here."""
+        error = manifest.get("error") or {}
+        told = {"outcome": manifest.get("outcome"), "ended_at": manifest.get("ended_at"), "code": error.get("code")}
+        self.note(ref, REOPENED, durable=True, **told, message=error.get("message"))
+
+    def is_reopened(self, ref: Ref) -> bool:
+        """Whether nothing has happened to the job since reopen()."""
+        story = self.story(ref)
+        return bool(story) and story[-1]["event"] == REOPENED
+
+    def requeue_ended(self, ref: Ref) -> None:
+        """Put a job that was reopened back into the queue, behind those that wait."""
+        here, there = self._path(State.DONE, ref), self._path(State.PENDING, ref)
+        self._latest = max(self._latest + 1, time.time_ns())
+        files.make_folder(there.parent, 0o711)
+        files.write_unsynced(there, files.read(self._place(State.DONE, ref)), 0o600, mtime_ns=self._latest)
+        files.sync_all([there])
+        files.sync_all([there.parent])
+        files.remove(here)
+
+    def bury(self, ref: Ref) -> None:
+        """Forget all of an ended job but its id: an empty file, as old as the job is, in the place of its own."""
+        path, journal = self._path(State.DONE, ref), self._journal(ref)
+        accepted = self.accepted(ref) or time.time_ns()
+        files.make_folder(path.parent, 0o711)
+        files.write_unsynced(path, b"", 0o600, mtime_ns=accepted)
+        files.sync_all([path.parent])
+        if journal.parent.is_dir():
+            files.remove(journal)
+
     def where(self, ref: Ref) -> State | None:
         """The state of a job, the latest if it stands in two; None if there is no such job."""
         return next((state for state in _LATEST_FIRST if files.exists(self._place(state, ref))), None)
@@ -247,7 +279,10 @@ class Spool:
         return "cancel" in self._events(ref)
 
     def _events(self, ref: Ref) -> list[str]:
-        return [line["event"] for line in self.story(ref)]
+        """Since the job was accepted, or reopened."""
+        events = [line["event"] for line in self.story(ref)]
+        began = max((place for place, event in enumerate(events, 1) if event == REOPENED), default=0)
+        return events[began:]
 
     def _journal(self, ref: Ref) -> Path:
         return Path(f"{self.root}/journal/{ref.client}/{ref.id}.jsonl")

@@ -25,6 +25,13 @@ class Waiting(Frozen):
     estimated_wait_seconds: float | None = Field(description="Until its turn; null while nothing is known.")
 
 
+class Paused(Frozen):
+    """What an operator has paused."""
+
+    at: str = Field(description="Since when.")
+    reason: str
+
+
 class Queue(Frozen):
     """The queue."""
 
@@ -33,7 +40,12 @@ class Queue(Frozen):
     max_size: int = Field(description="How many may wait: `max_queued` of config.yaml.")
     oldest: Time | None = Field(description="When the oldest of those that wait was accepted; once a heartbeat.")
     per_client: dict[str, int] = Field(description="Jobs that wait, per client.")
-    head: tuple[Waiting, ...] = Field(description="The next 100 in the order in which they will be served.")
+    paused: Paused | None = Field(None, description="Nothing is handed out (`imagend pause`).")
+    paused_clients: dict[str, Paused] = Field(description="No job of theirs is handed out.")
+    held: int = Field(description="Jobs that are passed over (`imagend hold`).")
+    head: tuple[Waiting, ...] = Field(
+        description="The next 100, in the order in which they will be served; none of paused clients, none held."
+    )
 
 
 class Pipeline(Frozen):

@@ -21,7 +21,7 @@ from imagend.daemon import events
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
-from imagend.status import ErrorReport, Gpu, Gpus, Inbox, Pipeline, Queue, Rates, Status, Waiting, Worker
+from imagend.status import ErrorReport, Gpu, Gpus, Inbox, Paused, Pipeline, Queue, Rates, Status, Waiting, Worker
 
 
 def fields_table(model: type[Any]) -> str:
@@ -116,7 +116,9 @@ def _kind(field: dict[str, Any]) -> str:
     }[field["type"]]
 
 
-@pytest.mark.parametrize("model", [Status, Queue, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport])
+@pytest.mark.parametrize(
+    "model", [Status, Queue, Paused, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport]
+)
 def test_the_status_reference_is_what_the_daemon_writes(model: type[Any]) -> None:
     part = f"## {model.__name__}\n\n{model.__doc__}\n\n{status_table(model)}\n"
     assert part in (REPOSITORY / "docs" / "status.md").read_text(), f"docs/status.md should hold:\n{part}"
@@ -213,7 +215,7 @@ def completed(words: str) -> set[str]:
 
 
 def test_bash_completes_commands_options_and_their_values() -> None:
-    assert completed("imagend re") == {"retrieve", "replay", "references"}
+    assert completed("imagend ref") == {"references"}
     assert completed("imagend submit --num-inf") == {"--num-inference-steps"}
     assert completed("imagend completion ''") == {"bash", "zsh", "fish"}
 

@@ -79,6 +79,7 @@ SHELVES = {
     "hashes",
     "hints",
     "live",
+    "orders",
     "catalog",
     "survey",
     "records",

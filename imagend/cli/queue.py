@@ -8,6 +8,7 @@ from typing import Any
 
 from imagend import config as configuration
 from imagend.cli.look import daemon_alive, read, span
+from imagend.cli.status import paused
 from imagend.errors import Unreachable
 from imagend.spool import STATUS
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         document = {"at": status["heartbeat"], "running": running, "waiting": waiting, "pending": pending}
         print(json.dumps(document, indent=1))
         return 0
-    print("\n".join(_lines(running, waiting, pending, len(status["queue"]["head"]))))
+    print("\n".join([*paused(status["queue"]), *_lines(running, waiting, pending, len(status["queue"]["head"]))]))
     return 0
 
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import daemon_alive, read
+from imagend.cli.look import daemon_alive, read, shown
 from imagend.errors import Unreachable
 from imagend.spool import STATUS
 
@@ -33,10 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines(status: dict[str, Any]) -> list[str]:
     queue, totals, rates = status["queue"], status["totals"], status["rates"]
+    held = f", {queue['held']} held" if queue["held"] else ""
     lines = [
         f"{status['name']} is {status['state']} (pid {status['pid']}, imagend {status['version']})",
         *(f"  ! {reason}" for reason in status["reasons"]),
-        f"queue    {queue['pending']} pending, {queue['active']} active",
+        f"queue    {queue['pending']} pending, {queue['active']} active{held}",
+        *paused(queue),
     ]
     for name, worker in status["workers"].items():
         lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
@@ -50,6 +52,15 @@ def _lines(status: dict[str, Any]) -> list[str]:
     for error in status["last_errors"][:1]:
         lines.append(f"last error, {error['at']}: {error['code']}: {error['message']}")
     return lines
+
+
+def paused(queue: dict[str, Any]) -> list[str]:
+    """What an operator has paused, a line each; the words are the operator's own."""
+    all_jobs = {"all jobs": queue["paused"]} if queue.get("paused") else {}
+    return [
+        f"paused   {whom} since {pause['at']}" + (f": {shown(pause['reason'])}" if pause["reason"] else "")
+        for whom, pause in (all_jobs | queue["paused_clients"]).items()
+    ]
 
 
 def _doing(worker: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
 from imagend.manifest import Manifest
+from imagend.orders import Wishes
 from imagend.spool import STATUS, Spool
 from imagend.status import MAX_ERRORS, ErrorReport
 
@@ -62,6 +63,7 @@ class Health:
     last_errors: deque[ErrorReport] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))  # newest first
     oldest: datetime | None = None  # when the oldest waiting job was accepted, looked at once a heartbeat
     driver: Driver = field(default_factory=Driver)
+    wishes: Wishes = field(default_factory=Wishes)  # an operator's
     max_queued: int = 0  # config.yaml's
     metrics: Metrics | None = None
     states: States | None = None

@@ -17,20 +17,12 @@ from imagend.config import Config
 from imagend.daemon.aftermath import Aftermath
 from imagend.daemon.disk import Disk
 from imagend.daemon.ending import Ending, accepted_at, load
-from imagend.daemon.executor import (
-    Arrived,
-    Died,
-    Event,
-    Executor,
-    Heard,
-    Mailbox,
-    ReloadRequested,
-    StopRequested,
-)
+from imagend.daemon.executor import Arrived, Died, Event, Executor, Heard, Mailbox, ReloadRequested, StopRequested
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.limits import Gate
+from imagend.daemon.operator import Operator
 from imagend.daemon.outlook import Outlook
 from imagend.daemon.reception import Reception
 from imagend.daemon.recipe import fill
@@ -94,6 +86,7 @@ class Daemon:
             self.stop_job,
         )
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending)
+        self.operator = Operator(spool, outputs, self.turn, self.disk, self.ending, self.slots.values(), executor)
         self._stop_by = self._tidy_at = 0.0
         self.stopping, self._changed = False, True
 
@@ -118,6 +111,7 @@ class Daemon:
         self.tell_doors()
         room = self.disk.has_room(self.settings.config.reserve_mb)
         self.reception.open = room and not self.stopping
+        self.operator.tend(self.settings.config, now)
         if not self.stopping:
             for slot in self.slots.values():
                 slot.tend(self.executor, self.settings.config, now)
@@ -153,7 +147,7 @@ class Daemon:
         now = self.clock()
         longest = MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
         idle = any(slot.state == "idle" for slot in self.slots.values())
-        if len(self.turn) and idle and self.disk.well and self.reception.open and self.librarian.ready:
+        if idle and self.turn.next() and self.disk.well and self.reception.open and self.librarian.ready:
             return 0.0  # a job ended before it was painted: the next one waits
         if self.disk.owing:
             return max(0.0, min(longest, self.disk.again_at - now))
@@ -249,7 +243,7 @@ class Daemon:
         if not (self.stopping or expected):
             log.error("worker died", worker=slot.name, why=str(cause), deaths=slot.deaths)
         if running:
-            self.aftermath.died(running, cause, self.stopping, self.settings.config.max_attempts)
+            self.aftermath.died(running, cause, self.stopping or expected, self.settings.config.max_attempts)
 
     # Beginning and end
 

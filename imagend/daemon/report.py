@@ -17,6 +17,7 @@ from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
 from imagend.job import Outcome, Ref
 from imagend.manifest import Manifest
+from imagend.orders import Pause, Wishes
 from imagend.spool import STALE_INTERVALS, Spool
 from imagend.status import ErrorReport, Rates, Status
 
@@ -61,6 +62,7 @@ class Known(Protocol):
     max_queued: int
     driver: Driver
     states: States | None
+    wishes: Wishes
 
 
 def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn: Turn, doors: Iterable[Door]) -> Status:
@@ -84,7 +86,10 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
                 "max_size": health.max_queued,
                 "oldest": stamp(health.oldest) if health.oldest else None,
                 "per_client": turn.per_client(),
-                "head": _head(health, turn.head(HEAD), slots, at),
+                "paused": health.wishes.pause and _paused(health.wishes.pause),
+                "paused_clients": {name: _paused(pause) for name, pause in sorted(health.wishes.paused.items())},
+                "held": turn.held,
+                "head": _head(health, turn.head(HEAD), at),
             },
             "workers": {slot.name: _worker(slot) for slot in slots},
             "gpu": health.driver.seen,
@@ -96,13 +101,17 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
     )
 
 
-def _head(health: Known, head: list[Ref], slots: tuple[Slot, ...], at: datetime) -> tuple[dict[str, Any], ...]:
+def _head(health: Known, head: list[Ref], at: datetime) -> tuple[dict[str, Any], ...]:
     """The next jobs in the order in which they will be served if none comes and none goes."""
-    waits = health.states.outlook.waits(head, slots, at) if health.states else [None] * len(head)
+    waits = health.states.waits(head, at) if health.states else [None] * len(head)
     return tuple(
         {"client": ref.client, "id": ref.id, "queue_position": place, "estimated_wait_seconds": wait}
         for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1)
     )
+
+
+def _paused(pause: Pause) -> dict[str, str]:
+    return {"at": pause.at, "reason": pause.reason}
 
 
 def _worker(slot: Slot) -> dict[str, Any]:

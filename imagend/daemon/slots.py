@@ -55,7 +55,7 @@ class Slot:
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
     killed: ImagendError | None = None  # why, if it was us
-    leaving: bool = False  # we asked it to, between two jobs: no death
+    leaving: bool = False  # we asked it to: no death
 
     @property
     def state(self) -> str:
@@ -102,10 +102,15 @@ class Slot:
         self._renew(executor, config, now, why)
 
     def _renew(self, executor: Executor, config: Config, now: float, why: str) -> None:
-        """Ask a worker between two jobs to make room for a new one."""
+        """Ask a worker to make room for a new one."""
         log.info("a worker is replaced", worker=self.name, why=why)
         self.leaving, self.deadline = True, now + config.stop_grace_s
         executor.send(self.name, Stop())
+
+    def give_back(self, executor: Executor, config: Config, now: float) -> None:
+        """Ask a worker to leave at its next step: its job goes back to the queue, unharmed."""
+        if self.running and not self.leaving and not self.killed:
+            self._renew(executor, config, now, "an operator paused its job")
 
     def _kill(self, executor: Executor, why: ImagendError) -> None:
         self.killed, self.deadline = why, NEVER
@@ -126,7 +131,9 @@ class Slot:
             return
         self.running.progress = progress
         self.events.progressed(self.name, progress, now)
-        if not self.running.cancelled and self.killed is None:  # these set a deadline that progress must not move
+        if not (
+            self.running.cancelled or self.leaving or self.killed
+        ):  # these set a deadline that progress must not move
             self.deadline = now + config.silence_limit_s
 
     def short_of_memory(self, word: MemoryShort) -> None:

@@ -82,12 +82,18 @@ class States:
                 step = slot.running.progress.told() if slot.running.progress else {}
                 self._show(slot.running.job.ref, {"state": "running"} | step, {}, now, at)
         head = self._turn.head(HEAD)
-        waits = self.outlook.waits(head, self._slots, at)
+        waits = self.waits(head, at)
         for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1):
             self._queued(ref, place, wait, now, at)
         self._left += FILES // 2  # kept for the rest, however fast the head moves
-        if len(self._turn) > HEAD:
+        for ref, word in self._turn.passed_over(HEAD).items():
+            self._show(ref, {"state": "queued", "waits_for": word}, {}, now, at)
+        if len(self._turn) > HEAD and waits:
             self._tell_the_rest(waits[-1], now, at)
+
+    def waits(self, head: list[Ref], at: datetime) -> list[float | None]:
+        """Of each job at the head: seconds until its turn, if that is known and no operator stands before it."""
+        return [None] * len(head) if self._turn.halted else self.outlook.waits(head, self._slots, at)
 
     def _tell_the_rest(self, last: float | None, now: float, at: datetime) -> None:
         """Go on with a walk through the queue as it stood when the walk began; then begin anew."""

@@ -4,6 +4,8 @@ Every fourth turn is free of priority: it goes to the client that was served lon
 jobs keeps another client waiting for ever: at most four turns for each client that waits. A client's own jobs go by
 priority, then in order of acceptance. The spool on disk is the truth; this index is rebuilt from it at start. Nothing
 here costs more when more jobs wait; it grows with the clients that wait.
+
+An operator may halt all, pause a client, hold a job: what is passed over waits on, and has no place meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class _Round:
     waiting: dict[int, Counter[str]] = field(default_factory=dict)
     served: dict[str, tuple[int, int]] = field(default_factory=dict)  # at which turn; who never was, in order of coming
     turns: int = 0
+    paused: dict[str, Counter[int]] = field(default_factory=dict)  # of clients that are passed over: jobs by priority
 
     def copy(self) -> _Round:
         return _Round(
@@ -47,16 +50,32 @@ class _Round:
 
     def join(self, line: _Line) -> None:
         priority, client = line
-        self.waiting.setdefault(priority, Counter())[client] += 1
         self.served.setdefault(client, (0, len(self.served)))
+        if client in self.paused:
+            self.paused[client][priority] += 1
+        else:
+            self.waiting.setdefault(priority, Counter())[client] += 1
 
     def leave(self, line: _Line) -> None:
         priority, client = line
+        if client in self.paused:
+            self.paused[client][priority] -= 1
+            return
         self.waiting[priority][client] -= 1
         if not self.waiting[priority][client]:
             del self.waiting[priority][client]
         if not self.waiting[priority]:
             del self.waiting[priority]
+
+    def pause(self, client: str) -> None:
+        jobs = Counter({priority: counts.pop(client, 0) for priority, counts in self.waiting.items()})
+        self.waiting = {priority: counts for priority, counts in self.waiting.items() if counts}
+        self.paused[client] = jobs
+
+    def resume(self, client: str) -> None:
+        for priority, count in self.paused.pop(client).items():
+            if count:
+                self.waiting.setdefault(priority, Counter())[client] += count
 
     def serve(self, line: _Line) -> None:
         self.leave(line)
@@ -74,19 +93,23 @@ def _walk(ahead: _Round, lines: Mapping[_Line, Iterable[Ref]]) -> Iterator[Ref]:
 
 
 class Turn:
+    """`halted`: nobody is served until it is unset."""
+
     def __init__(self) -> None:
         self._round = _Round()
         self._lines: dict[_Line, OrderedDict[Ref, None]] = {}
         self._line_of: dict[Ref, _Line] = {}
+        self._held: dict[Ref, _Line | None] = {}  # None: held when it comes
+        self.halted = False
 
     def __len__(self) -> int:
-        return len(self._line_of)
+        return len(self._line_of) + self.held
 
     def __contains__(self, ref: Ref) -> bool:
-        return ref in self._line_of
+        return ref in self._line_of or self._held.get(ref) is not None
 
     def __iter__(self) -> Iterator[Ref]:
-        """In the order in which they will be served if none comes and none goes."""
+        """In the order in which they will be served if none comes, none goes, and what is halted goes on."""
         return _walk(self._round.copy(), self._lines)
 
     def snapshot(self) -> Iterator[Ref]:
@@ -95,9 +118,12 @@ class Turn:
 
     def add(self, ref: Ref, priority: int, first: bool = False) -> None:
         """Queue a job; `first` for one that comes back: it goes before its client's others of that priority."""
-        if ref in self._line_of:
+        if ref in self:
             return
         line = priority, ref.client
+        if ref in self._held:
+            self._held[ref] = line
+            return
         jobs = self._lines.setdefault(line, OrderedDict())
         jobs[ref] = None
         jobs.move_to_end(ref, last=not first)
@@ -106,7 +132,7 @@ class Turn:
 
     def next(self) -> Ref | None:
         """The job whose turn it is; it stays until it is served or removed."""
-        line = self._round.next()
+        line = None if self.halted else self._round.next()
         return next(iter(self._lines[line])) if line else None
 
     def serve(self, ref: Ref) -> None:
@@ -117,6 +143,8 @@ class Turn:
         """The job leaves without a turn, as one that is cancelled does; nothing if it does not wait."""
         if ref in self._line_of:
             self._round.leave(self._take(ref))
+        elif ref in self._held:
+            self._held[ref] = None
 
     def _take(self, ref: Ref) -> _Line:
         line = self._line_of.pop(ref)
@@ -124,6 +152,35 @@ class Turn:
         if not self._lines[line]:
             del self._lines[line]
         return line
+
+    def pause(self, clients: set[str]) -> None:
+        """From now on these clients, and no others, are passed over."""
+        for client in clients - self._round.paused.keys():
+            self._round.pause(client)
+        for client in self._round.paused.keys() - clients:
+            self._round.resume(client)
+
+    def hold(self, jobs: set[Ref]) -> None:
+        """From now on these jobs, and no others, are passed over, those too that are yet to come. One that is let go is
+        the next of its client and priority."""
+        for ref in jobs - self._held.keys():
+            line = self._line_of.get(ref)
+            self.remove(ref)
+            self._held[ref] = line
+        for ref in sorted(self._held.keys() - jobs):
+            if (line := self._held.pop(ref)) is not None:
+                self.add(ref, line[0], first=True)
+
+    @property
+    def held(self) -> int:
+        """How many of those that wait are held."""
+        return sum(line is not None for line in self._held.values())
+
+    def passed_over(self, count: int) -> dict[Ref, str]:
+        """Some of the jobs that are held or of paused clients, and what they wait for: an operator's word."""
+        jobs = dict.fromkeys(islice((ref for ref, line in self._held.items() if line), count), "release")
+        paused = (ref for line, jobs in self._lines.items() if line[1] in self._round.paused for ref in jobs)
+        return jobs | dict.fromkeys(islice(paused, count - len(jobs)), "resume")
 
     def head(self, count: int) -> list[Ref]:
         """The next `count` jobs in order."""
@@ -134,8 +191,13 @@ class Turn:
         return [next(iter(jobs)) for jobs in self._lines.values()]
 
     def per_client(self) -> dict[str, int]:
-        return dict(sum(self._round.waiting.values(), Counter[str]()))
+        found = sum(self._round.waiting.values(), Counter[str]())
+        found.update({client: jobs.total() for client, jobs in self._round.paused.items() if jobs.total()})
+        found.update(line[1] for line in self._held.values() if line)
+        return dict(found)
 
     def count(self, client: str) -> int:
         """How many jobs of a client wait."""
-        return sum(counts[client] for counts in self._round.waiting.values())
+        waiting = sum(counts[client] for counts in self._round.waiting.values())
+        held = sum(line is not None and line[1] == client for line in self._held.values())
+        return waiting + held + self._round.paused.get(client, Counter[int]()).total()

@@ -21,18 +21,34 @@ class Plain:
         self.waiting: list[tuple[Ref, int]] = []
         self.history: list[str] = []  # who was served, turn by turn
         self.came: list[str] = []
+        self.paused: set[str] = set()
+        self.held: dict[Ref, int | None] = {}  # with their priorities, once they are there
 
     def add(self, ref: Ref, priority: int, first: bool) -> None:
         if ref in self.jobs():
+            return
+        if ref in self.held:
+            self.held[ref] = priority
             return
         self.waiting.insert(0 if first else len(self.waiting), (ref, priority))
         if ref.client not in self.came:
             self.came.append(ref.client)
 
     def jobs(self) -> list[Ref]:
-        return [ref for ref, _ in self.waiting]
+        return [ref for ref, _ in self.waiting] + [ref for ref, priority in self.held.items() if priority is not None]
+
+    def hold(self, jobs: set[Ref]) -> None:
+        for ref in jobs - self.held.keys():
+            priorities = dict(self.waiting)
+            self.remove(ref)
+            self.held[ref] = priorities.get(ref)
+        for ref in sorted(self.held.keys() - jobs):
+            if (priority := self.held.pop(ref)) is not None:
+                self.add(ref, priority, first=True)
 
     def remove(self, ref: Ref) -> None:
+        if ref in self.held:
+            self.held[ref] = None
         self.waiting = [entry for entry in self.waiting if entry[0] != ref]
 
     def serve(self, ref: Ref) -> None:
@@ -46,11 +62,11 @@ class Plain:
         return (0, self.history[::-1].index(client))
 
     def next(self) -> Ref | None:
-        if not self.waiting:
+        candidates = [entry for entry in self.waiting if entry[0].client not in self.paused]
+        if not candidates:
             return None
-        candidates = self.waiting
         if len(self.history) % 4 != 3:
-            candidates = [entry for entry in candidates if entry[1] == max(priority for _, priority in self.waiting)]
+            candidates = [entry for entry in candidates if entry[1] == max(priority for _, priority in candidates)]
         client = max({ref.client for ref, _ in candidates}, key=self.how_long_ago)
         own = [entry for entry in candidates if entry[0].client == client]
         return max(own, key=lambda entry: entry[1])[0]  # max() takes the first of equals
@@ -58,6 +74,7 @@ class Plain:
     def order(self) -> list[Ref]:
         ahead = Plain()
         ahead.waiting, ahead.history, ahead.came = list(self.waiting), list(self.history), self.came
+        ahead.paused = self.paused
         order = []
         while (ref := ahead.next()) is not None:
             order.append(ref)
@@ -70,6 +87,8 @@ STEPS = (
     st.tuples(st.just("add"), REFS, st.integers(0, 9) | st.sampled_from([5, 9]), st.booleans())
     | st.tuples(st.just("remove"), REFS)
     | st.tuples(st.just("serve"))
+    | st.tuples(st.just("hold"), st.sets(REFS, max_size=3))
+    | st.tuples(st.just("pause"), st.sets(st.sampled_from(["alice", "bob", "carol"])))
 )
 
 
@@ -85,6 +104,12 @@ def test_turn_does_what_the_plain_policy_does(steps: list[tuple[Any, ...]]) -> N
             case ("remove", ref):
                 turn.remove(ref)
                 plain.remove(ref)
+            case ("hold", jobs):
+                turn.hold(jobs)
+                plain.hold(jobs)
+            case ("pause", clients):
+                turn.pause(clients)
+                plain.paused = clients
             case _ if (ref := turn.next()) is not None:
                 turn.serve(ref)
                 plain.serve(ref)
@@ -92,9 +117,11 @@ def test_turn_does_what_the_plain_policy_does(steps: list[tuple[Any, ...]]) -> N
         assert list(turn) == turn.head(1000) == order
         assert turn.head(3) == order[:3]
         assert turn.next() == turn.next() == (order[0] if order else None)
-        assert (len(turn), set(turn)) == (len(order), set(plain.jobs()))
-        assert all(ref in turn for ref in order)
-        counts = Counter(ref.client for ref in order)
+        there = set(plain.jobs())
+        assert (len(turn), set(turn) <= there) == (len(there), True)
+        assert all(ref in turn for ref in there)
+        assert set(turn.passed_over(1000)) == there - set(order)
+        counts = Counter(ref.client for ref in there)
         assert turn.per_client() == counts
         assert [turn.count(client) for client in ("alice", "bob")] == [counts["alice"], counts["bob"]]
     assert list(turn) == served(turn)
@@ -191,3 +218,26 @@ def test_a_job_added_twice_keeps_its_place_and_priority() -> None:
     turn.add(Ref("alice", "0"), 9)
     turn.remove(Ref("alice", "0"))
     assert (list(turn), turn.next(), turn.per_client(), turn.count("alice")) == ([], None, {}, 0)
+
+
+def test_a_halted_queue_serves_nobody_and_keeps_its_order() -> None:
+    turn = Turn()
+    fill(turn, "alice", 2)
+    turn.halted = True
+    assert turn.next() is None
+    assert names(turn.head(5)) == "a a"
+    turn.halted = False
+    assert names(served(turn)) == "a a"
+
+
+def test_jobs_that_wait_for_an_operator_are_told_what_for() -> None:
+    turn = Turn()
+    fill(turn, "alice", 3)
+    fill(turn, "bob", 2)
+    held = Ref("alice", "5.1")
+    turn.hold({held})
+    turn.pause({"bob"})
+    assert turn.passed_over(2) == {held: "release", Ref("bob", "5.0"): "resume"}
+    assert names(turn.head(9)) == "a a"
+    turn.hold(set())
+    assert turn.next() == held  # before the others of its client
