@@ -25,6 +25,14 @@ class Waiting(Frozen):
     estimated_wait_seconds: float | None = Field(description="Until its turn; null while nothing is known.")
 
 
+class PassedOver(Frozen):
+    """A job that waits for an operator's word."""
+
+    client: str
+    id: str
+    waits_for: Literal["release", "resume"] = Field(description="It is held, or its client is paused.")
+
+
 class Paused(Frozen):
     """What an operator has paused."""
 
@@ -46,6 +54,7 @@ class Queue(Frozen):
     head: tuple[Waiting, ...] = Field(
         description="The next 100, in the order in which they will be served; none of paused clients, none held."
     )
+    passed_over: tuple[PassedOver, ...] = Field(description="Some of these, 100 at most.")
 
 
 class Pipeline(Frozen):

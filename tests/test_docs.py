@@ -21,7 +21,20 @@ from imagend.daemon import events
 from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
-from imagend.status import ErrorReport, Gpu, Gpus, Inbox, Paused, Pipeline, Queue, Rates, Status, Waiting, Worker
+from imagend.status import (
+    ErrorReport,
+    Gpu,
+    Gpus,
+    Inbox,
+    PassedOver,
+    Paused,
+    Pipeline,
+    Queue,
+    Rates,
+    Status,
+    Waiting,
+    Worker,
+)
 
 
 def fields_table(model: type[Any]) -> str:
@@ -117,7 +130,7 @@ def _kind(field: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "model", [Status, Queue, Paused, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport]
+    "model", [Status, Queue, Paused, PassedOver, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport]
 )
 def test_the_status_reference_is_what_the_daemon_writes(model: type[Any]) -> None:
     part = f"## {model.__name__}\n\n{model.__doc__}\n\n{status_table(model)}\n"

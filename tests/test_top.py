@@ -226,6 +226,39 @@ def test_cancel_asks_and_then_does_what_the_command_does(home: Home, table: str)
     drive(home, use)
 
 
+def test_an_operator_holds_releases_and_pauses(home: Home) -> None:
+    daemon = busy(home)
+    held = daemon.turn.head(1)[0]
+
+    async def use(screen: Screen) -> None:
+        screen.app.query_one("#of-waiting").focus()
+        await screen.press("h", "y")
+        await screen.app.workers.wait_for_complete()
+        await screen.press("p", "y")
+        await screen.app.workers.wait_for_complete()
+        show(daemon)
+        screen.app.look()
+        assert ["-", str(held), "held"] in screen.rows("waiting")
+        assert "paused" in screen.text("state")
+        screen.app.query_one("#of-waiting", DataTable).move_cursor(row=len(screen.rows("waiting")) - 1)
+        await screen.press("r", "y")
+        await screen.app.workers.wait_for_complete()
+        await screen.press("p", "y")
+        await screen.app.workers.wait_for_complete()
+        show(daemon)
+        screen.app.look()
+        assert ["-", str(held), "held"] not in screen.rows("waiting")
+        assert "paused" not in screen.text("state")
+
+    drive(home, use)
+    assert held in daemon.turn.head(9)
+
+
+def show(daemon: Daemon) -> None:
+    daemon.health._written = float("-inf")
+    daemon.look_around()
+
+
 def test_an_operator_cancels_anothers_job(home: Home) -> None:
     """Whether she is one, the daemon says."""
     queue = waiting("a" * 20)

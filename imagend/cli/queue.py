@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--client", metavar="NAME", help="this client's jobs only; places stay those in the whole queue"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object: running, waiting, pending")
+    parser.add_argument("--json", action="store_true", help="one JSON object: running, waiting, passed_over, pending")
     parser.epilog = (
         "Shown are the next 100 jobs, in the order in which they go if none comes and none is cancelled. Estimates are "
         "the mean of the last 20 durations per model, size and steps. exit status: 0, or 69 when no daemon runs"
@@ -37,12 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
         if "job" in worker and arguments.client in (None, worker["client"])
     ]
     waiting = [job for job in status["queue"]["head"] if arguments.client in (None, job["client"])]
+    passed = [job for job in status["queue"]["passed_over"] if arguments.client in (None, job["client"])]
     pending = status["queue"]["pending"]
     if arguments.json:
-        document = {"at": status["heartbeat"], "running": running, "waiting": waiting, "pending": pending}
+        document = {"at": status["heartbeat"], "running": running, "waiting": waiting, "passed_over": passed}
+        document |= {"pending": pending}
         print(json.dumps(document, indent=1))
         return 0
-    print("\n".join([*paused(status["queue"]), *_lines(running, waiting, pending, len(status["queue"]["head"]))]))
+    shown = len(status["queue"]["head"]) + len(status["queue"]["passed_over"])
+    print("\n".join([*paused(status["queue"]), *_lines(running, waiting, passed, pending, shown)]))
     return 0
 
 
@@ -50,7 +53,10 @@ def _progress(worker: dict[str, Any]) -> dict[str, Any]:
     return {key: worker[key] for key in ("stage", "picture", "pictures", "step", "steps") if key in worker}
 
 
-def _lines(running: list[dict[str, Any]], waiting: list[dict[str, Any]], pending: int, shown: int) -> list[str]:
+_Jobs = list[dict[str, Any]]
+
+
+def _lines(running: _Jobs, waiting: _Jobs, passed: _Jobs, pending: int, shown: int) -> list[str]:
     lines = []
     for job in running:
         step = f" step {job['step']}/{job['steps']}" if job.get("steps") else ""
@@ -59,6 +65,9 @@ def _lines(running: list[dict[str, Any]], waiting: list[dict[str, Any]], pending
         wait = job["estimated_wait_seconds"]
         about = "not known yet" if wait is None else f"about {span(wait)}"
         lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}")
+    for job in passed:
+        why = "held" if job["waits_for"] == "release" else "its client is paused"
+        lines.append(f"     -  {job['client']}/{job['id']}  {why}")
     if pending > shown:
         lines.append(f"        and {pending - shown} more")
     return lines or ["nothing runs and nothing waits"]

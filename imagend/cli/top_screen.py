@@ -29,7 +29,7 @@ _PERIOD_S = 0.5
 _RESULTS = 50
 _BAR = 24
 _PIPE = asyncio.subprocess.PIPE
-_CANCELLABLE = ("of-workers", "of-waiting")
+_ALIVE = ("of-workers", "of-waiting")
 _TITLES = {
     "workers": "Workers",
     "throughput": "Ended in each half hour of the last day",
@@ -69,7 +69,10 @@ class Top(App[None]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
-        Binding("c", "cancel", "Cancel job"),
+        Binding("c", "order('cancel')", "Cancel job"),
+        Binding("h", "order('hold')", "Hold"),
+        Binding("r", "order('release')", "Release"),
+        Binding("p", "pause", "Pause/resume all"),
         Binding("tab", "app.focus_next", "Next table"),
     ]
     CSS = """
@@ -122,7 +125,10 @@ class Top(App[None]):
         workers = status.get("workers", {}) if alive else {}
         self._fill("of-workers", [(_job(worker) or name, _worker(name, worker)) for name, worker in workers.items()])
         head = status.get("queue", {}).get("head", ())
-        self._fill("of-waiting", [(f"{job['client']}/{job['id']}", _waiting(job)) for job in head])
+        passed = status.get("queue", {}).get("passed_over", ())
+        waiting = [(f"{job['client']}/{job['id']}", _waiting(job)) for job in head]
+        waiting += [(f"{job['client']}/{job['id']}", _passed_over(job)) for job in passed]
+        self._fill("of-waiting", waiting)
         latest = list(self._recent.latest)[: -_RESULTS - 1 : -1]
         self._fill("of-results", [(f"{end.ref} {end.at}", _result(end)) for end in latest])
         counts = self._recent.by_time(datetime.now(UTC))
@@ -151,18 +157,30 @@ class Top(App[None]):
         return rows[row][0] if 0 <= row < len(rows) else None
 
     @work
-    async def action_cancel(self) -> None:
-        """Cancel the job under the cursor, if that is sure: as `imagend cancel` does, and with its rights."""
+    async def action_order(self, verb: str) -> None:
+        """Cancel, hold or release the job under the cursor, if that is sure."""
         name = self.focused.id if isinstance(self.focused, DataTable) else None
-        client, _, job = (self._chosen(name) or "" if name in _CANCELLABLE else "").partition("/")
+        client, _, job = (self._chosen(name) or "" if name in _ALIVE else "").partition("/")
         if not job:
             self.notify("Choose a job that runs or waits.", severity="warning")
-        elif await self.push_screen_wait(Sure(f"Cancel {client}/{job}?")):
-            command = [sys.executable, "-m", "imagend", "cancel", job, "--client", client, "--config", str(self._path)]
-            process = await asyncio.create_subprocess_exec(*command, stdout=_PIPE, stderr=_PIPE)
-            out, err = await process.communicate()
-            said = (err if process.returncode else out).decode().strip()
-            self.notify(shown(said), severity="error" if process.returncode else "information", markup=False)
+        elif await self.push_screen_wait(Sure(f"{verb.capitalize()} {client}/{job}?")):
+            await self._run(verb, *([job, "--client", client] if verb == "cancel" else [f"{client}/{job}"]))
+
+    @work
+    async def action_pause(self) -> None:
+        """Pause all, or resume what is paused for all, if that is sure."""
+        paused = read(self._config.spool / STATUS).get("queue", {}).get("paused")
+        verb = "resume" if paused else "pause"
+        if await self.push_screen_wait(Sure(f"{verb.capitalize()} all jobs?")):
+            await self._run(verb)
+
+    async def _run(self, *words: str) -> None:
+        """As the command does it, and with its rights."""
+        command = [sys.executable, "-m", "imagend", *words, "--config", str(self._path)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=_PIPE, stderr=_PIPE)
+        out, err = await process.communicate()
+        said = (err if process.returncode else out).decode().strip()
+        self.notify(shown(said), severity="error" if process.returncode else "information", markup=False)
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -175,6 +193,7 @@ def _headline(status: dict[str, Any], alive: bool, spool: Path) -> Text:
         return _text(f"The daemon of {spool} is not running. Start it: imagend serve", "bold red")
     queue, state = status["queue"], status["state"]
     well = "bold red" if status["reasons"] else "bold green"
+    state = f"{state}, paused" if queue.get("paused") else state
     counts = f"   {queue['pending']} waiting, {queue['active']} running   imagend {status['version']}"
     line = Text.assemble(_text(status["name"], "bold"), " is ", _text(state, well), _text(counts))
     gpus = [_text(_gpu(gpu)) for gpu in status.get("gpu", {}).get("devices", ())]
@@ -214,6 +233,11 @@ def _waiting(job: dict[str, Any]) -> Row:
     wait = job["estimated_wait_seconds"]
     about = "not known yet" if wait is None else span(wait)
     return (_text(str(job["queue_position"])), _text(f"{job['client']}/{job['id']}"), _text(about))
+
+
+def _passed_over(job: dict[str, Any]) -> Row:
+    why = "held" if job["waits_for"] == "release" else "its client is paused"
+    return (_text("-"), _text(f"{job['client']}/{job['id']}"), _text(why))
 
 
 def _result(end: End) -> Row:

@@ -89,6 +89,10 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
                 "paused": health.wishes.pause and _paused(health.wishes.pause),
                 "paused_clients": {name: _paused(pause) for name, pause in sorted(health.wishes.paused.items())},
                 "held": turn.held,
+                "passed_over": tuple(
+                    {"client": ref.client, "id": ref.id, "waits_for": word}
+                    for ref, word in turn.passed_over(HEAD).items()
+                ),
                 "head": _head(health, turn.head(HEAD), at),
             },
             "workers": {slot.name: _worker(slot) for slot in slots},
