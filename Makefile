@@ -29,7 +29,6 @@ install:
 	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[engine]'
 	@if command -v restorecon >/dev/null; then restorecon -R $(PREFIX); fi
 	$(PREFIX)/bin/imagend install $(OPTIONS)
-	ln -sfn $(PREFIX)/bin/imagend /usr/local/bin/imagend
 
 # Side by side (more of them: make test PROCESSES=8) what has no clock; the rest has the machine for itself: daemons and
 # workers that must answer in time.

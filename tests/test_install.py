@@ -101,6 +101,7 @@ def test_what_it_makes_belongs_to_whom_it_should(root: Path) -> None:
     members = {line.split(":")[0]: line.split(":")[3] for line in (root / "etc/group").read_text().splitlines()}
     assert members == {"alice": "imagend", "bob": "imagend", "imagend": ""}
     assert (root / "srv/imagend/models/diffusers/shapes-xl/model_index.json").exists()
+    assert (root / "usr/local/bin/imagend").readlink() == Path("/opt/imagend/bin/imagend")
 
 
 def test_the_umask_of_root_does_not_matter(root: Path) -> None:
@@ -129,7 +130,12 @@ def test_what_the_operator_changed_stays_and_what_it_takes_to_have_it_back_is_sa
     hiding.parent.mkdir(parents=True)
     hiding.write_text("[Service]\n")
     config.write_text(config.read_text() + "outputs: /srv/imagend/outputs\n")
+    command = root / "usr/local/bin/imagend"
+    command.unlink()
+    command.write_text("#!/bin/sh\n")
     done = run(root)
+    assert f"ln -sfn /opt/imagend/bin/imagend {command}" in done.stdout
+    assert not command.is_symlink()
     assert ("differs", "/srv/imagend/outputs  imagend:imagend 0755") in lines(done)
     assert f"chmod 0755 {root}/srv/imagend/outputs" in done.stdout
     assert stat.S_IMODE((root / "srv/imagend/outputs").stat().st_mode) == 0o711

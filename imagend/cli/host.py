@@ -155,6 +155,28 @@ class File:
 
 
 @dataclass(frozen=True)
+class Link:
+    host: Host
+    inside: Path
+    target: Path
+
+    def __str__(self) -> str:
+        return f"{self.inside} -> {self.target}"
+
+    def state(self) -> str:
+        path = self.host.path(self.inside)
+        if not os.path.lexists(path):
+            return "made"
+        ours = path.is_symlink() and path.readlink() == self.target
+        return "kept" if ours else f"differs: ln -sfn {self.target} {path}"
+
+    def do(self) -> None:
+        path = self.host.path(self.inside)
+        files.make_folder(path.parent)
+        path.symlink_to(self.target)
+
+
+@dataclass(frozen=True)
 class Advice:
     """Something of the operator's that is to be changed, by the operator."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imagend import config as configuration
 from imagend.architecture import ModelKind
-from imagend.cli.host import Accounts, Advice, File, Folder, Host, Step
+from imagend.cli.host import Accounts, Advice, File, Folder, Host, Link, Step
 from imagend.config import SYSTEM_CONFIG, Config
 from imagend.errors import UsageError
 from imagend.inbox import ATTACHMENTS, REJECTED
@@ -28,6 +28,7 @@ HOME = Path("/srv/imagend")
 _PACKAGE = Path(__file__).parents[1]
 _CARRIED = (_PACKAGE / UNIT.name, _PACKAGE.parent / UNIT.name)  # a wheel's, a checkout's
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))  # from the unit, by ProtectHome=yes
+_COMMAND = Path("/usr/local/bin/imagend")
 _SIGNERS = """\
 # Who may ask imagend: a line per client, NAME namespaces="imagend-job@v1" KEY. See: man ssh-keygen, ALLOWED SIGNERS
 """
@@ -127,6 +128,8 @@ class Wanted:
         yield File(host, config.allowed_signers, _SIGNERS)
         yield Embedded(host, config.models)
         yield File(host, UNIT, unit, ours=True)
+        if self.program.parent not in (Path("/usr/bin"), _COMMAND.parent):
+            yield Link(host, _COMMAND, self.program)
         yield from self._advice(host, config)
 
     def _advice(self, host: Host, config: Config) -> Iterator[Step]:

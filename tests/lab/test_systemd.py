@@ -128,6 +128,10 @@ def test_it_starts_paints_and_gives_the_result_to_its_client_only(service: Servi
     result = HOME / "outputs" / "alice" / ref.id
     assert service.machine.run("cat", result / "manifest.json", user="bob", check=False).returncode == 1
     assert service.machine.run("ls", HOME / "drop/inbox/alice", user="bob", check=False).returncode == 2
+    asked = ("/usr/local/bin/imagend", "status")
+    service.machine.wait_for(
+        lambda: "1 succeeded" in service.machine.run(*asked, user="bob").stdout, "what bob may ask"
+    )
     assert service.machine.path(HOME / "outputs/alice").stat().st_mode & 0o7777 == 0o2750
 
 
@@ -245,7 +249,7 @@ def test_a_mistake_is_no_restart_loop(service: Service, mistake: str) -> None:
 
 def test_workers_that_take_long_are_given_time_and_those_that_die_do_not_end_the_service(service: Service) -> None:
     """They never get ready: the worker is killed twice for it, far beyond TimeoutStartSec, and jobs are taken in."""
-    service.configure({"boot_limit_s": 4}, TimeoutStartSec="3", Environment="KINDS=asleep")
+    service.configure({"boot_limit_s": 6}, TimeoutStartSec="5", Environment="KINDS=asleep")
     service.systemctl("start")
     assert service.show("NRestarts") == {"NRestarts": "0"}
     service.says("^degraded, 0 queued. worker cpu0 died")
