@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,26 @@ def test_the_example_in_the_job_reference_is_a_valid_job() -> None:
         item = parse("alice", example.encode())
         assert isinstance(item.ref.client, str)
     assert Generate.model_fields
+
+
+def commands_shown() -> dict[str, list[str]]:
+    """Each `imagend …` in a block for the shell, and its words."""
+    found = {}
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if match := re.search(r"(?:^|[;|&] *|sudo (?:-u \S+ )?)imagend (.*)", line):
+                    words = shlex.split(match[1], comments=True)
+                    end = [place for place, word in enumerate(words) if re.match(r"[|;&<>]|2>", word)]
+                    found[f"{path.name}: imagend {match[1]}"] = words[: min(end, default=len(words))]
+    return found
+
+
+@pytest.mark.parametrize("shown", commands_shown())
+def test_every_command_in_the_documents_is_one_that_imagend_takes(shown: str) -> None:
+    parser, commands = cli.parser_of(COMMANDS)
+    arguments, unknown = parser.parse_known_args(commands_shown()[shown])
+    assert (unknown, arguments.command in commands) == ([], True)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from imagend.errors import UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Shows workers, queue, throughput and what ended of late, and no prompt. c, h and r cancel, hold and release the "
-        "job under the cursor, p pauses all: as the commands do, and with their rights. Needs Textual: "
+        "Shows workers, queue, throughput and what ended of late, and no prompt. c, h and r cancel, hold and release "
+        "the job under the cursor, p pauses all: as the commands do, and with their rights. Needs Textual: "
         "pip install 'imagend[top]'"
     )
 
