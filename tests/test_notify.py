@@ -22,6 +22,7 @@ from imagend.daemon.executor import Heard, ReloadRequested, StopRequested
 from imagend.daemon.loop import Daemon
 from imagend.daemon.notify import EXTEND_S, Notifier, Systemd
 from imagend.messages import Message, Progress
+from imagend.orders import Pause, Wishes
 
 PATIENCE_S = 60.0
 
@@ -169,8 +170,11 @@ def test_the_status_line_shows_who_is_painted_how_far_and_how_many_wait(home: Ho
     evil = Progress(job=ref, stage="x\nREADY=1\nMAINPID=1")
     daemon.health.trouble("disk", None)
     assert shown(5.5, evil) == [f"busy alice {ref.id[:4]}… x READY=1 MAINPID=1, 2 queued"]
+    daemon.health.wishes = Wishes(pause=Pause())
+    assert shown(6.0) == [], "no more than one a second"
+    assert shown(6.6) == [f"busy alice {ref.id[:4]}… x READY=1 MAINPID=1, 2 queued, paused"]
     daemon.health.trouble("disk", "é" * 10_000)
-    systemd.tend(6.6)
+    systemd.tend(7.7)
     (word,) = [word for word in ear.hear() if "STATUS" in word]
     assert list(word) == ["STATUS"]
     assert len(word["STATUS"]) <= 500

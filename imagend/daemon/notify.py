@@ -93,17 +93,18 @@ class Systemd:
         if now - self._told_at < STATUS_S:
             return
         daemon = self._daemon
-        line = status(daemon.state(), daemon.health.reasons.values(), daemon.slots.values(), len(daemon.turn))
+        queue = f"{len(daemon.turn)} queued" + ", paused" * (daemon.health.wishes.pause is not None)
+        line = status(daemon.state(), daemon.health.reasons.values(), daemon.slots.values(), queue)
         if line != self._told and self._notifier.tell(STATUS=line):
             self._told, self._told_at = line, now
 
 
-def status(state: str, reasons: Iterable[str], slots: Iterable[Slot], pending: int) -> str:
+def status(state: str, reasons: Iterable[str], slots: Iterable[Slot], queue: str) -> str:
     """Such as `busy alice 4f2c… step 17/30, 12 queued`; of prompts and files it tells nothing."""
     works = [_work(slot) for slot in slots if slot.running]
     more = [f"{len(works) - _MAX_WORKS} more"] if len(works) > _MAX_WORKS else []
     head = " ".join([state, *filter(None, ["; ".join(works[:_MAX_WORKS] + more)])])
-    line = ". ".join([f"{head}, {pending} queued", *sorted(reasons)])
+    line = ". ".join([f"{head}, {queue}", *sorted(reasons)])
     return line if len(line) <= _MAX_STATUS else f"{line[: _MAX_STATUS - 1]}…"
 
 
