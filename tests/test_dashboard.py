@@ -94,7 +94,11 @@ class Told:
         self.status: dict[str, Any] = {"name": "studio", "version": __version__, "state": "busy", "reasons": []}
         self.status |= {"heartbeat": self.now.isoformat(timespec="milliseconds"), "interval_s": 5.0}
         self.status |= {"gpu": {"available": False, "devices": []}}
-        self.status |= {"queue": {"pending": 0, "active": 0, "per_client": {}, "head": []}, "workers": {}}
+        self.status |= {"queue": self.queue(), "workers": {}}
+
+    def queue(self, **changes: Any) -> dict[str, Any]:
+        nobody: dict[str, Any] = {"head": [], "passed_over": []}
+        return {"pending": 0, "active": 0, "per_client": {}, "paused_clients": {}, "held": 0} | nobody | changes
 
     def happens(self, word: str, ago_s: float = 0.0, **data: Any) -> None:
         at = (self.now - timedelta(seconds=ago_s)).isoformat(timespec="milliseconds")
@@ -156,7 +160,8 @@ def test_a_queue_a_worker_and_what_needs_the_operator(told: Told) -> None:
         {"client": "bob", "id": id, "queue_position": place, "estimated_wait_seconds": None if place == 1 else 700.0}
         for place, id in enumerate(ids, 1)
     ]
-    told.status["queue"] = {"pending": 1234, "active": 1, "per_client": {"bob": 1234}, "head": head}
+    told.status["queue"] = told.queue(pending=1234, active=1, per_client={"bob": 1234}, held=3, head=head)
+    told.status["queue"] |= {"paused": {"at": "", "reason": "a new disk"}, "paused_clients": {"eve": {"reason": ""}}}
     told.status["reasons"] = ["less than 500 MB are free"]
     worker = {"state": "busy", "device": "cuda:0", "job": "f" * 20, "client": "carol", "stage": "model_loading"}
     at = {"picture": 1, "pictures": 4, "step": 10, "steps": 20}
@@ -175,7 +180,18 @@ def test_a_queue_a_worker_and_what_needs_the_operator(told: Told) -> None:
     widths = [tag.attributes["width"] for tag in shown.all("rect", "done")]
     assert widths == ["60", "40"]  # of 160: one and a half of four pictures, a quarter of the memory
     assert "less than 500 MB are free" in words
-    assert len(shown.all("section", "trouble")) == 1
+    assert len(shown.all("section", "notice")) == 2
+    assert "Paused all jobs: a new disk jobs of eve Waiting 1234 clients: 1, held: 3" in words
+
+
+def test_jobs_that_an_operator_passes_over(told: Told) -> None:
+    passed = [
+        {"client": "bob", "id": "a" * 20, "waits_for": "release"},
+        {"client": "eve", "id": "b" * 20, "waits_for": "resume"},
+    ]
+    told.status["queue"] = told.queue(pending=3, passed_over=passed)
+    words = re.sub(r"\s+", " ", told.page().text)
+    assert f"- bob/{'a' * 20} held - eve/{'b' * 20} its client is paused and 1 more" in words
 
 
 def test_ends_are_counted_by_half_hours_of_the_last_day(told: Told) -> None:
@@ -229,7 +245,8 @@ def test_no_text_becomes_markup(told: Told) -> None:
     told.happens("failed", **job, code=MARKUP)
     told.status |= {"name": MARKUP, "state": MARKUP, "reasons": [MARKUP]}
     head = [job | {"queue_position": 1, "estimated_wait_seconds": 1.0}]
-    told.status["queue"] = {"pending": 1, "active": 1, "per_client": {MARKUP: 1}, "head": head}
+    paused = {"paused": {"reason": MARKUP}, "paused_clients": {MARKUP: {"reason": MARKUP}}}
+    told.status["queue"] = told.queue(pending=1, active=1, per_client={MARKUP: 1}, head=head, **paused)
     worker = {"state": MARKUP, "device": MARKUP, "job": MARKUP, "client": MARKUP, "stage": MARKUP}
     worker |= {"pipeline": {"model_loaded": MARKUP}}
     gpu = {"index": 0, "name": MARKUP, "vram_total_mb": 2, "vram_used_mb": 1}

@@ -106,7 +106,7 @@ def render(status: dict[str, Any], recent: Recent, links: Links, now: datetime) 
     counts = recent.by_time(now)
     body = "\n".join(
         [
-            *_trouble(status),
+            *_notices(status),
             *_tiles(status, recent, counts),
             _section("Workers", _workers(status["workers"])),
             *_gpus(status["gpu"].get("devices", ())),
@@ -151,10 +151,17 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> st
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>" if lines else f'<p class="soft">{none}</p>'
 
 
-def _trouble(status: dict[str, Any]) -> Iterator[str]:
-    if reasons := status["reasons"]:
-        items = "".join(f"<li>{escape(why)}</li>" for why in reasons)
-        yield _section("Needs the operator", f"<ul>{items}</ul>", "trouble")
+def _notices(status: dict[str, Any]) -> Iterator[str]:
+    def listed(title: str, lines: Sequence[str]) -> Iterator[str]:
+        if lines:
+            items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+            yield _section(title, f"<ul>{items}</ul>", "notice")
+
+    queue = status["queue"]
+    paused = {"all jobs": queue["paused"]} if queue.get("paused") else {}
+    paused |= {f"jobs of {client}": pause for client, pause in queue["paused_clients"].items()}
+    yield from listed("Needs the operator", status["reasons"])
+    yield from listed("Paused", [f"{whose}: {pause['reason']}".removesuffix(": ") for whose, pause in paused.items()])
 
 
 def _tiles(status: dict[str, Any], recent: Recent, counts: Sequence[Counter[Outcome]]) -> Iterator[str]:
@@ -163,9 +170,10 @@ def _tiles(status: dict[str, Any], recent: Recent, counts: Sequence[Counter[Outc
     ratio = f"{day[Outcome.SUCCEEDED] / judged:.1%}" if judged else "-"
     seconds = recent.seconds()
     middle, late = percentile(seconds, 50), percentile(seconds, 95)
+    queue = status["queue"]
     for title, value, note in (
-        ("Waiting", str(status["queue"]["pending"]), f"clients: {len(status['queue']['per_client'])}"),
-        ("Running", str(status["queue"]["active"]), f"workers: {len(status['workers'])}"),
+        ("Waiting", str(queue["pending"]), f"clients: {len(queue['per_client'])}, held: {queue['held']}"),
+        ("Running", str(queue["active"]), f"workers: {len(status['workers'])}"),
         ("Ended", str(day.total()), "in the last day"),
         ("Success", ratio, f"{day[Outcome.FAILED]} failed"),
         ("Median", "-" if middle is None else f"{middle:.1f} s", f"of the last {len(seconds)}"),
@@ -227,14 +235,18 @@ def _durations(recent: Recent) -> str:
 
 def _queue(queue: dict[str, Any]) -> str:
     def rows() -> Iterator[Sequence[str]]:
-        for entry in queue["head"][:_ROWS]:
+        for entry in queue["head"]:
             wait = entry["estimated_wait_seconds"]
             about = "not known yet" if wait is None else f"{wait:.0f} s" if wait < 600 else f"{wait / 60:.0f} min"
             yield str(entry["queue_position"]), _job(Ref(entry["client"], entry["id"])), about
-        if queue["pending"] > _ROWS:
-            yield "", f"and {queue['pending'] - _ROWS} more", ""
+        for entry in queue["passed_over"]:
+            why = "held" if entry["waits_for"] == "release" else "its client is paused"
+            yield "-", _job(Ref(entry["client"], entry["id"])), why
 
-    return _table(("place", "job", "about"), rows(), "nothing waits")
+    shown = list(islice(rows(), _ROWS))
+    if queue["pending"] > len(shown):
+        shown.append(("", f"and {queue['pending'] - len(shown)} more", ""))
+    return _table(("place", "job", "about"), shown, "nothing waits")
 
 
 def _ended(latest: Sequence[End], links: Links) -> str:
