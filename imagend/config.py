@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from imagend.config_keys import FIXED, Client, Config, ImageType, ModelSettings
 from imagend.errors import BadConfig
 from imagend.fetch_settings import Fetch
+from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 
 __all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "ModelSettings", "find", "load", "template"]
@@ -160,6 +161,7 @@ def _known(at: tuple[int | str, ...]) -> Iterable[str]:
         "client": Client,
         "limits": Limits,
         "fetch": Fetch,
+        "retention": Retention,
         "clients": Rights,
     }
     return models.get(at[0], Config).model_fields if at else Config.model_fields
@@ -175,12 +177,12 @@ def template(config: Config | None = None) -> str:
 
 
 def _entry(model: BaseModel, key: str) -> str:
-    """One key as YAML, its description above it; the keys of `limits` and `fetch` have their own."""
+    """One key as YAML, its description above it; the keys of `limits`, `retention` and `fetch` have their own."""
     comment = textwrap.fill(
         type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
     )
     value = getattr(model, key)
-    if isinstance(value, Fetch) or type(value) is Limits:
+    if isinstance(value, Fetch | Retention) or type(value) is Limits:
         inner = "\n".join(_entry(value, name) for name in type(value).model_fields)
         return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
     return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"

@@ -12,6 +12,7 @@ from imagend.fetch_settings import Fetch
 from imagend.fields import ModelName, Side
 from imagend.job import CLIENT_NAME, NAME, Frozen
 from imagend.messages import WorkerSettings
+from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 
 
@@ -191,6 +192,9 @@ class Config(Frozen):
         description="Below this much free disk (MiB) under spool or outputs, no job is taken in or handed out; status "
         "says degraded. 0: never.",
     )
+    retention: Retention = Field(
+        Retention(), description="How long what has ended stays. `imagend retention` shows what goes, when and why."
+    )
     max_queued: int = Field(
         100, ge=0, description="Jobs that may wait, of all clients together. More are refused with QUEUE_FULL."
     )
@@ -201,7 +205,8 @@ class Config(Frozen):
         {},
         description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
         "cancel everybody's jobs), and `group`, the Unix group that may read this client's results (without one, only "
-        "imagend's own user and group). As in `ops: {operator: true, max_queued: 50}`.",
+        "imagend's own user and group), and `unretrieved_h` and `retrieved_h` as in `retention`. As in "
+        "`ops: {operator: true, max_queued: 50}`.",
     )
     fetch: Fetch = Field(Fetch(), description="What `imagend fetch` may do. It runs beside the daemon.")
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")

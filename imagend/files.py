@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -244,6 +245,20 @@ def append(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> 
             raise
     finally:
         os.close(fd)
+
+
+def rotate(path: Path, max_bytes: int, kept: int) -> None:
+    """A file that is so large gives its name to a new one, as `tail -F` expects it; `kept` older ones stay, the
+    youngest as NAME.1. Not durable. A crash in between leaves a number out, which harms nobody."""
+    try:
+        if path.stat().st_size < max_bytes:
+            return
+    except FileNotFoundError:
+        return
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, kept + 1))]
+    for older, younger in pairwise(reversed(names)):
+        with contextlib.suppress(FileNotFoundError):
+            rename(younger, older)
 
 
 def no_waiting(path: str, flags: int) -> int:

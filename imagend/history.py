@@ -1,5 +1,6 @@
-"""spool/history.db: every job that ended, also when its outputs have gone. SQLite, derived from manifests. The daemon
-does not know it: whoever asks brings it up to date first, by what the feed has told since.
+"""spool/history.db: every job that ended, also when its outputs have gone. SQLite, derived from manifests. No
+part of a job's way: whoever asks brings it up to date first, by what the feed has told since, and so does retention
+before a result goes.
 
 It holds no prompt and no label: it outlives the outputs, and so what their clients wanted kept.
 """

@@ -29,19 +29,20 @@ MANIFEST = "manifest.json"
 STATE = ".state.json"
 """Ends the name of a file beside a job's result to be, that says where the job is."""
 RESULTS = "results.jsonl"
+REMOVED = "removed.jsonl"
+TRASH = ".trash"
 RETRIEVED = "retrieved"
 """A file in a result's folder. Newer than the manifest, it says that somebody has copied the result."""
 DRAFTS = ".drafts"
-WITHDRAWN = ".withdrawn"
-"""Ends the name of a result among the drafts, on its way out."""
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
 _TAIL_BYTES = 1 << 20
+_MAX_REMOVED_BYTES = 4 << 20
 
 
 class Outputs:
     def __init__(self, root: Path) -> None:
-        self.root, self._drafts = root, root / DRAFTS
+        self.root, self._drafts, self._trash = root, root / DRAFTS, root / TRASH
         self._groups: Mapping[str, str] = {}
         self._distrusted: set[Ref] = set()
         """The disk may have refused their bytes: what is sealed again is written anew."""
@@ -51,6 +52,7 @@ class Outputs:
 
     def open(self) -> None:
         files.make_folder(self._drafts, 0o700)
+        files.make_folder(self._trash, 0o700)
 
     def share(self, groups: Mapping[str, str]) -> list[str]:
         """From now on the results of these clients are their Unix groups' to read. Returns what cannot be done."""
@@ -172,19 +174,6 @@ class Outputs:
     def ended(self, ref: Ref) -> bool:
         return files.exists(f"{self.root}/{ref.client}/{ref.id}/{MANIFEST}")
 
-    def withdraw(self, ref: Ref) -> None:
-        """Take a result away, for good and durably; nothing if there is none."""
-        target, away = (
-            self.root / ref.client / ref.id,
-            self._folder_of(ref.client, self._drafts) / f"{ref.id}{WITHDRAWN}",
-        )
-        if away.exists():
-            _discard(away)  # a crash came before this
-        if target.is_dir():
-            files.move(target, away)
-            _discard(away)
-        self.hide(ref)
-
     def manifest(self, ref: Ref) -> dict[str, Any]:
         """As it stands on disk: perhaps an older or a newer imagend wrote it."""
         manifest: dict[str, Any] = json.loads((self.root / ref.client / ref.id / MANIFEST).read_bytes())
@@ -233,6 +222,43 @@ class Outputs:
                 return any(_object(told) == line for told in feed)
         except FileNotFoundError:
             return False
+
+    # What goes: the loop takes it away in one step, and a thread removes what it was
+
+    def tell_removed(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """In removed.jsonl, for whoever looks for a result that has gone; of it, only that it was there and how it
+        ended. Not durable."""
+        path = self.root / REMOVED
+        files.rotate(path, _MAX_REMOVED_BYTES, kept=1)
+        files.append(path, "".join(f"{json.dumps(one)}\n" for one in told).encode(), durable=False)
+
+    def retire(self, ref: Ref) -> Path | None:
+        """From this rename on, there is no result. Returns what is left to be removed by discard()."""
+        target = self._trash / f"{ref.client}.{ref.id}.{time.time_ns()}"
+        try:
+            files.rename(self.root / ref.client / ref.id, target)
+        except FileNotFoundError:
+            return None
+        return target
+
+    def discard(self, retired: Iterable[tuple[Ref, Path]]) -> None:
+        """Remove what was retired. First that becomes durable, or a power cut could show a result that is half gone."""
+        retired = tuple(retired)
+        files.sync_all([self._trash, *{self.root / ref.client for ref, _ in retired}])
+        for _, path in retired:
+            if path.exists():  # else it went before an error
+                _discard(path)
+
+    def discard_the_rest(self) -> None:
+        """At start: what a dead process retired. settle() has made that durable."""
+        for path in self._trash.iterdir():
+            _discard(path)
+
+    def withdraw(self, ref: Ref) -> None:
+        """Take a result away, for good and durably; nothing if there is none."""
+        if (path := self.retire(ref)) is not None:
+            self.discard([(ref, path)])
+        self.hide(ref)
 
     def settle(self) -> None:
         """Make durable what a dead process may have published or announced without living to sync it."""

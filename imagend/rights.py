@@ -51,3 +51,5 @@ class Rights(Limits):
 
     operator: bool = False
     group: str | None = Field(None, pattern=UNIX_GROUP)
+    unretrieved_h: float | None = Field(None, gt=0)
+    retrieved_h: float | None = Field(None, ge=0)

@@ -252,6 +252,17 @@ class Spool:
         files.make_folder(target.parent, 0o711)
         files.move(self._path(State.PENDING, ref), target)
 
+    def ended(self) -> Iterator[tuple[float, Ref]]:
+        """Each job in done/, with when it came there; in no order."""
+        for entry, client in self._entries(State.DONE):
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.stat().st_ctime, _ref(entry, client)
+
+    def forget(self, ref: Ref) -> None:
+        """Remove what is left of a job that has ended. Its file last, because by that it is found again."""
+        self._journal(ref).unlink(missing_ok=True)
+        self._path(State.DONE, ref).unlink(missing_ok=True)
+
     # The journal
 
     def note(self, ref: Ref, event: str, durable: bool = False, **details: Any) -> None:

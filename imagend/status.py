@@ -146,6 +146,35 @@ class Inbox(Frozen):
     delay_s: float | None = Field(description="The longest of the last 100 files' delays from writing to being seen.")
 
 
+class Removal(Frozen):
+    """The next result that goes."""
+
+    client: str
+    id: str
+    at: Time
+    why: str
+
+
+class Removed(Frozen):
+    """What retention has removed since the start."""
+
+    results: int
+    jobs: int = Field(description="Files and stories of ended jobs.")
+
+
+class Storage(Frozen):
+    """What has ended and is still there, as retention last saw it (docs/spool.md)."""
+
+    at: Time | None = Field(description="When that was; null before the first look.")
+    outputs_count: int = Field(description="Results.")
+    outputs_size_mb: float
+    retrieved_count: int = Field(description="Results that were retrieved.")
+    done_count: int = Field(description="Ended jobs in done/.")
+    free_mb: int | None = Field(description="Under outputs, now; null while that is not known.")
+    next_removal: Removal | None
+    removed: Removed
+
+
 class Rates(Frozen):
     """What ended in the last hour."""
 
@@ -180,6 +209,7 @@ class Status(Frozen):
     workers: dict[str, Worker]
     gpu: Gpus
     inboxes: tuple[Inbox, ...]
+    storage: Storage | None = Field(description="null where nothing is ever removed.")
     totals: dict[str, int] = Field(description="Jobs that ended since the start, by outcome.")
     rates: Rates
     last_errors: tuple[ErrorReport, ...] = Field(description="The last 10, the newest first.")

@@ -22,6 +22,7 @@ from imagend.daemon.executor import Executor, Mailbox
 from imagend.daemon.intake import Door, Policy
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.loop import Daemon
+from imagend.daemon.retention import Retention
 from imagend.job import Ref
 from imagend.models import Models
 from imagend.outputs import Outputs
@@ -124,6 +125,8 @@ class Home:
             ],
             mailbox=mailbox,
         )
+        retention = Retention(spool, outputs, daemon.ending.is_tidied, lambda: daemon.settings.config)
+        daemon.health.retain(retention)  # without its thread, too
         daemon.settings.read_keys()
         daemon.tell_doors()
         daemon.recover()

@@ -32,7 +32,10 @@ from imagend.status import (
     Pipeline,
     Queue,
     Rates,
+    Removal,
+    Removed,
     Status,
+    Storage,
     Waiting,
     Worker,
 )
@@ -99,6 +102,10 @@ def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"
 
 
+STATUS = (Status, Queue, Paused, PassedOver, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Storage, Removal, Removed)
+STATUS += (Rates, ErrorReport)
+
+
 def status_table(model: type[Any]) -> str:
     """The fields of a part of status.json as docs/status.md shows them."""
     schema = model.model_json_schema(mode="serialization")
@@ -131,7 +138,24 @@ def _kind(field: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "model", [Status, Queue, Paused, PassedOver, Waiting, Worker, Pipeline, Gpus, Gpu, Inbox, Rates, ErrorReport]
+    "model",
+    [
+        Status,
+        Queue,
+        Paused,
+        PassedOver,
+        Waiting,
+        Worker,
+        Pipeline,
+        Gpus,
+        Gpu,
+        Inbox,
+        Storage,
+        Removal,
+        Removed,
+        Rates,
+        ErrorReport,
+    ],
 )
 def test_the_status_reference_is_what_the_daemon_writes(model: type[Any]) -> None:
     part = f"## {model.__name__}\n\n{model.__doc__}\n\n{status_table(model)}\n"

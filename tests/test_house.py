@@ -62,6 +62,7 @@ WORDS = {
     "rights",
     "record",
     "fetch_settings",
+    "retention_settings",
 }
 SHELVES = {
     "attachments",
@@ -69,6 +70,7 @@ SHELVES = {
     "files",
     "history",
     "results",
+    "retention",
     "inbox",
     "spool",
     "outputs",
@@ -99,6 +101,7 @@ MAY_IMPORT = {
     "survey": WORDS | {"models", "catalog", "model_folders", "records"},
     "history": WORDS | {"files", "outputs", "feed"},
     "results": WORDS | {"files", "outputs"},
+    "retention": WORDS | {"results", "spool"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "worker"},
     "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "fetch"},

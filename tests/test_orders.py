@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_a_pause_now_puts_the_running_job_back_unharmed(home: Home) -> None:
     assert daemon.spool.attempts(ref) == 1
 
 
-def test_a_held_job_is_passed_over_and_can_be_cancelled(home: Home) -> None:
+def test_a_held_job_is_passed_over_and_can_be_cancelled(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     held, other = home.drop(nonce="a"), home.drop(nonce="b")
     daemon = home.daemon()
     run_until(daemon, lambda: len(daemon.turn) == 2 or daemon.busy)
@@ -138,6 +139,8 @@ def test_a_held_job_is_passed_over_and_can_be_cancelled(home: Home) -> None:
     assert [ref for ref in (held, other) if home.where(ref) is State.PENDING] == waiting
     home.drop("c.json", kind="cancel", job=waiting[0].id, prompt=...)
     run_until(daemon, lambda: ended(home, waiting[0]) == "cancelled")
+    assert imagend(home, "watch", waiting[-1].id, "--timeout", "0") == 75
+    assert "queued, held by an operator" in capsys.readouterr().out
     for ref in waiting[1:]:
         imagend(home, "release", ref.id)
     run_until_idle(daemon)
@@ -196,7 +199,9 @@ def test_a_cancelled_job_that_is_queued_again_is_not_cancelled_by_the_old_wish(h
     assert daemon.spool.attempts(ref) == 2
 
 
-def test_of_a_purged_job_only_its_id_stays_and_its_file_is_not_painted_again(home: Home) -> None:
+def test_of_a_purged_job_only_its_id_stays_and_its_file_is_not_painted_again(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = home.body(prompt="a secret garden")
     ref = home.drop_body(body, "a.json")
     daemon = home.daemon()
@@ -208,6 +213,10 @@ def test_of_a_purged_job_only_its_id_stays_and_its_file_is_not_painted_again(hom
         for path in folder.rglob("*"):
             assert not path.is_file() or b"secret" not in path.read_bytes(), path
     assert home.where(ref) is State.DONE
+    assert imagend(home, "watch", ref.id) == 6
+    assert re.fullmatch(
+        rf"{ref.id} ended; its result was removed at \S+, purged", capsys.readouterr().out.splitlines()[-1]
+    )
     home.drop_body(body, "again.json")
     run_until_idle(daemon)
     assert len(daemon.executor.runs) == 1  # type: ignore[attr-defined]
@@ -281,6 +290,7 @@ def live(home: Home) -> None:
     seconds = itertools.count()
     daemon.clock = lambda: float(next(seconds))
     daemon._patience_s = lambda: 0.0  # type: ignore[method-assign]
+    daemon.outputs.discard_the_rest()  # as retention's thread does first
     quiet_steps = 0
     while quiet_steps < 3:
         busy = step(daemon) or list(home.config.inboxes[0].glob("*.json")) or daemon.unwritten
@@ -291,7 +301,7 @@ def live(home: Home) -> None:
 def wrong(home: Home, again: Ref, gone: Ref, held: Ref) -> str:
     """Live on, twice; what does not hold then."""
     orders = Orders(home.config.spool)
-    rest = home.config.outputs / ".drafts"
+    rest = [home.config.outputs / ".drafts", home.config.outputs / ".trash"]
     return complaints(
         lambda: live(home),
         lambda: ensure(home.outcome(again) == "succeeded", "the failed job was not tried again"),
@@ -305,7 +315,9 @@ def wrong(home: Home, again: Ref, gone: Ref, held: Ref) -> str:
         lambda: ensure(home.where(held) is State.PENDING, "the held job is not held"),
         lambda: ensure([path.name for path in orders.folder.iterdir()] == [name_of("hold", held)], "orders lie there"),
         lambda: live(home),
-        lambda: ensure(not [path for path in rest.rglob("*") if path.is_file()], "drafts lie there"),
+        lambda: ensure(
+            not [path for folder in rest for path in folder.rglob("*") if path.is_file()], "not all is gone"
+        ),
         lambda: ensure(not secrets(home), "the purged job's words are still there"),
     )
 
@@ -400,7 +412,7 @@ def test_a_power_cut_at_any_moment_leaves_no_order_half_done(life: Life, quiet: 
     "point",
     [
         "reopen: spool/journal/alice/ID.jsonl",
-        "withdraw: outputs/alice",
+        "discard: outputs/alice",
         "requeue_ended: spool/pending/alice/ID.json",
         "requeue_ended: spool/pending/alice",
         "bury: spool/done/alice",

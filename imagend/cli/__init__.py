@@ -38,12 +38,14 @@ COMMANDS = {
     "fetch": "get a model from Civitai, Hugging Face or another allowed host, checked before it is installed",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
     "doctor": "all of check, and how the place fares: disks, stuck jobs, leftovers, GPUs, versions; each with a remedy",
+    "retention": "what has ended and will be removed, when and why; the daemon does it",
     "schema": "print the JSON Schema of job files, or of status.json",
     "completion": "print a script that completes imagend's commands and options in your shell",
 }
 EPILOG = """\
-exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 5 not the same bits, 64 wrong use, 69 the
-daemon is not running, 74 disk trouble, 75 --timeout passed, 78 a mistake in the configuration
+exit status: 0 well, 1 the job failed, 3 it was rejected, 4 it was cancelled, 5 not the same bits, 6 its
+result was removed, 64 wrong use, 69 the daemon is not running, 74 disk trouble, 75 --timeout passed, 78 a mistake
+in the configuration
 Start: imagend init; imagend serve; and elsewhere: imagend submit generate --prompt "a red circle" --wait"""
 
 

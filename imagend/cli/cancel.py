@@ -8,7 +8,7 @@ import json
 from imagend import config as configuration
 from imagend.cli import drop
 from imagend.cli.look import look
-from imagend.cli.watch import EXIT_STATUS, add_watch_options, follow, parse_ref
+from imagend.cli.watch import EXIT_STATUS, OVER, add_watch_options, follow, parse_ref
 from imagend.errors import UsageError
 from imagend.job import Ref
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{ref} is another client's job; you are {own!r}. As an operator, say: --client {ref.client}")
     owner = {} if ref.client == own else {"client": ref.client}  # whether we may, the daemon says
     wish = drop.compose({"kind": "cancel", "job": ref.id} | owner)
-    if look(config, ref).state in ("ended", "rejected"):
+    if look(config, ref).state in OVER:
         _say(arguments, ref, f"{ref.id} has ended already")
         return 0
     dropped = drop.drop(config, wish)

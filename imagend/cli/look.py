@@ -13,6 +13,7 @@ from typing import Any
 from imagend.config import Config
 from imagend.job import Ref
 from imagend.outputs import MANIFEST, STATE
+from imagend.results import removal
 from imagend.spool import STALE_INTERVALS, STATUS, State
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -20,7 +21,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 @dataclass(frozen=True)
 class Sight:
-    """How a job looks from outside. `state`: inbox, queued, running, ended, rejected or unknown."""
+    """How a job looks from outside. `state`: inbox, queued, running, ended, removed, rejected or unknown."""
 
     state: str
     alive: bool = True
@@ -30,8 +31,10 @@ class Sight:
     waiting: int = 0
     wait_s: float | None = None
     """estimated, until its turn"""
+    waits_for: str = ""
+    """an operator's word: release, of a held job, or resume"""
     document: dict[str, Any] = field(default_factory=dict)
-    """the manifest of an ended job, the reason of a rejected one"""
+    """the manifest of an ended job, what is told of a removed one, the reason of a rejected one"""
 
     @property
     def outcome(self) -> str:
@@ -48,26 +51,43 @@ def look(config: Config, ref: Ref) -> Sight:
         if (worker.get("client"), worker.get("job")) == tuple(ref):
             return Sight("running", worker=worker)
     queue = status.get("queue", {})
-    head = {Ref(entry["client"], entry["id"]): entry for entry in queue.get("head", ())}
+    named = (*queue.get("head", ()), *queue.get("passed_over", ()))
+    head = {Ref(entry["client"], entry["id"]): entry for entry in named}
     told = read(config.outputs / ref.client / f"{ref.id}{STATE}")
     if told and not status:  # a host that sees the outputs only: whether the daemon lives, it cannot know
         if told.get("state") == "running":
             return Sight("running", worker=told)
         return _waiting(told, told.get("queue_length", 0), alive=True)
-    if any((config.spool / state / ref.client / f"{ref.id}.json").exists() for state in State):
-        return _waiting(head.get(ref) or told, queue.get("pending", 0), alive)
+    states = [state for state in State if (config.spool / state / ref.client / f"{ref.id}.json").exists()]
+    if State.DONE in states:  # its result is there, or was
+        if manifest := read(config.outputs / ref.client / ref.id / MANIFEST):
+            return Sight("ended", document=manifest)
+        return Sight("removed", alive, document=removal(config.outputs, ref))
+    if states:
+        halted = {"waits_for": "resume"} if queue.get("paused") else {}
+        return _waiting((head.get(ref) or told) | halted, queue.get("pending", 0), alive)
     if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
         return Sight("inbox", alive)
     if reasons := [
         path for path in _places(config, ref, "{inbox}/../rejected/{client}{id}*.reason.json") if path.exists()
     ]:
         return Sight("rejected", document=read(max(reasons, key=lambda path: path.stat().st_mtime)))
+    if told := removal(config.outputs, ref):
+        return Sight("removed", alive, document=told)
     return Sight("unknown", alive)
+
+
+def removed(ref: Ref, told: dict[str, Any]) -> str:
+    """What to say of a result that has been removed."""
+    how = f" {told['outcome']}" if told.get("outcome") else " ended"
+    when = f" at {told['removed_at']}, {told['why']}" if "removed_at" in told else ""
+    return f"{ref.id}{how}; its result was removed{when}"
 
 
 def _waiting(told: dict[str, Any], waiting: int, alive: bool) -> Sight:
     position, wait_s = told.get("queue_position"), told.get("estimated_wait_seconds")
-    return Sight("queued", alive, position=position, waiting=waiting, wait_s=wait_s)
+    word = str(told.get("waits_for", ""))
+    return Sight("queued", alive, position=position, waiting=waiting, wait_s=wait_s, waits_for=word)
 
 
 def _places(config: Config, ref: Ref, pattern: str) -> list[Path]:

@@ -12,8 +12,8 @@ from typing import Any
 from imagend import config as configuration
 from imagend import likeness
 from imagend.cli import drop
-from imagend.cli.look import Sight, look, read
-from imagend.cli.watch import EXIT_STATUS, TIMED_OUT, parse_ref, shower, wait
+from imagend.cli.look import Sight, look, read, removed
+from imagend.cli.watch import TIMED_OUT, exit_status, parse_ref, shower, wait
 from imagend.config import Config
 from imagend.errors import Rejected, UsageError
 from imagend.fields import digest_of
@@ -58,15 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_lines(ref, found)))
     if found:
         return 0 if found.equal else NOT_THE_SAME
-    return EXIT_STATUS[sight.outcome] if sight else TIMED_OUT
+    return exit_status(sight)
 
 
 def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
     """Of a job that has pictures. Raises UsageError."""
     manifest = read(config.outputs / ref.client / ref.id / MANIFEST)
     if not manifest:
-        state = look(config, ref).state
-        if state in ("queued", "running", "inbox"):
+        sight = look(config, ref)
+        if sight.state == "removed":
+            raise UsageError(f"{removed(ref, sight.document)}. Send the job again instead: imagend submit")
+        if sight.state in ("queued", "running", "inbox"):
             raise UsageError(f"{ref} has not ended yet. Wait for it: imagend watch {ref}")
         raise UsageError(f"No manifest of {ref} can be read under {config.outputs}. Whose job is it? Write CLIENT/ID.")
     if manifest.get("outcome") != "succeeded" or not manifest.get("artifacts"):

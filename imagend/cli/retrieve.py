@@ -10,7 +10,7 @@ from typing import Any
 
 from imagend import config as configuration
 from imagend import results
-from imagend.cli.look import look
+from imagend.cli.look import look, removed
 from imagend.cli.watch import EXIT_STATUS, parse_ref
 from imagend.config import Config
 from imagend.errors import SpoolUnusable, UsageError
@@ -53,6 +53,8 @@ def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
         return sight.document
     if sight.state == "rejected":
         raise UsageError(f"{ref} was rejected: {sight.document.get('error', {}).get('message', 'see rejected/')}")
+    if sight.state == "removed":
+        raise UsageError(f"{removed(ref, sight.document)}.")
     if sight.state == "unknown":
         raise UsageError(f"No result of {ref} is under {config.outputs}. Whose job is it? Write CLIENT/ID.")
     raise UsageError(f"{ref} has not ended yet. Wait for it: imagend watch {ref}")

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imagend.daemon.librarian import Librarian
     from imagend.daemon.local import LocalExecutor
     from imagend.daemon.loop import Daemon
+    from imagend.daemon.retention import Retention
     from imagend.daemon.watch import watch
 
     path = configuration.find(arguments.config)
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
             doors=doors,
             mailbox=mailbox,
         )
+        retention = Retention(spool, outputs, daemon.ending.is_tidied, lambda: daemon.settings.config)
+        daemon.health.retain(retention)
         if supervision is not None:
             from imagend.daemon.notify import Notifier, Systemd
 
@@ -75,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         threading.Thread(target=librarian.serve, name="librarian", daemon=True).start()
         threading.Thread(target=daemon.health.driver.serve, name="gpus", daemon=True).start()
+        threading.Thread(target=retention.serve, name="retention", daemon=True).start()
         for door in doors:
             threading.Thread(target=door.serve, args=(ask,), name=f"door-{door.inbox}", daemon=True).start()
         watch({door.inbox: door.hint for door in doors})

@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import Sight, look, span
+from imagend.cli.look import Sight, look, removed, span
 from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
 
-EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4}
+EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4, "removed": 6}
 TIMED_OUT = 75
+OVER = ("ended", "removed", "rejected")
 _POLL_S = 0.1
 _UNKNOWN_LIMIT_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id, or CLIENT/ID")
-    parser.epilog = "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 75 --timeout passed"
+    parser.epilog = (
+        "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 6 its result was removed, 75 --timeout passed"
+    )
     add_watch_options(parser)
 
 
@@ -55,7 +58,14 @@ def follow(config: Config, ref: Ref, arguments: argparse.Namespace, wish: Ref | 
     tells how."""
     show = _json_shower(ref) if arguments.json else shower(config, ref)
     sight = wait(config, ref, arguments.timeout, show, wish)
-    return EXIT_STATUS[sight.outcome] if sight else TIMED_OUT
+    return exit_status(sight)
+
+
+def exit_status(sight: Sight | None) -> int:
+    """None: it took too long."""
+    if sight is None:
+        return TIMED_OUT
+    return EXIT_STATUS["removed" if sight.state == "removed" else sight.outcome]
 
 
 def wait(
@@ -67,10 +77,10 @@ def wait(
     last_known = start
     while True:
         sight = look(config, ref)
-        if wish and sight.state not in ("ended", "rejected") and (refused := look(config, wish)).state == "rejected":
+        if wish and sight.state not in OVER and (refused := look(config, wish)).state == "rejected":
             sight = refused
         show(sight)
-        if sight.state in ("ended", "rejected"):
+        if sight.state in OVER:
             return sight
         now = time.monotonic()
         if sight.state != "unknown":
@@ -89,7 +99,7 @@ def shower(config: Config, ref: Ref) -> Callable[[Sight], None]:
 
     def show(sight: Sight) -> None:
         nonlocal shown
-        ended = sight.state in ("ended", "rejected")
+        ended = sight.state in OVER
         text = _final(sight, config, ref) if ended else f"{ref.id}  {_sentence(sight, steps=live, estimate=True)}"
         seen = text if ended or live else _sentence(sight, steps=False, estimate=False)  # no line per new estimate
         if seen == shown:
@@ -127,6 +137,8 @@ def _sentence(sight: Sight, steps: bool, estimate: bool) -> str:
     if sight.state == "running":
         return _progress(sight.worker, steps)
     note = "" if sight.alive else "  (the daemon is not running; start it: imagend serve)"
+    if sight.waits_for:
+        return f"queued, {'held' if sight.waits_for == 'release' else 'paused'} by an operator{note}"
     match sight.state:
         case "queued" if sight.position:
             about = f", {span(sight.wait_s)} to wait" if estimate and sight.wait_s is not None else ""
@@ -153,6 +165,8 @@ def _final(sight: Sight, config: Config, ref: Ref) -> str:
     document = sight.document
     if sight.state == "rejected":
         return f"{ref.id}  rejected: {document.get('error', {}).get('message', 'see rejected/')}"
+    if sight.state == "removed":
+        return removed(ref, document)
     folder = config.outputs / ref.client / ref.id
     error = document.get("error")
     lines = [f"{ref.id}  {document['outcome']}" + (f": {error['message']}" if error else f" in {_took(document)}")]

@@ -97,6 +97,10 @@ class Ending:
         """How many jobs have ended whose files are yet to be put away."""
         return len(self._untidied)
 
+    def is_tidied(self, ref: Ref) -> bool:
+        """Whether nothing is yet to be written of a job that has ended."""
+        return ref not in self._untidied
+
     def tidy(self) -> None:
         """Announce what has ended and put the jobs' files away: together, because each fsync costs as much as a job.
 

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -120,7 +119,7 @@ class Events:
         if not self._lines or (now < self._again and not at_once):
             return
         try:
-            self._rotate()
+            files.rotate(self._path, MAX_BYTES, KEPT)
             files.append(self._path, b"".join(self._lines), durable=False)
         except OSError as error:
             self._again = now + RETRY_S
@@ -128,14 +127,6 @@ class Events:
             return
         self._lines.clear()
         self.trouble = None
-
-    def _rotate(self) -> None:
-        """By renaming, as `tail -F` expects it. A crash in between leaves a number out, which harms nobody."""
-        if _size(self._path) < MAX_BYTES:
-            return
-        for older, younger in pairwise(reversed(_names(self._path))):
-            with contextlib.suppress(FileNotFoundError):
-                files.rename(younger, older)
 
 
 def _names(path: Path) -> list[Path]:
@@ -145,13 +136,6 @@ def _names(path: Path) -> list[Path]:
 
 def _place(progress: Progress) -> tuple[Ref, str, int]:
     return progress.job, progress.stage, progress.picture
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _summary(manifest: Manifest) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from imagend.daemon.gpus import Driver
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.report import Tempo, oldest, report, stamp
+from imagend.daemon.retention import Retention
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
@@ -69,6 +70,7 @@ class Health:
     states: States | None = None
     supervisor: Supervisor | None = None
     _look_oldest: Callable[[], datetime | None] = lambda: None
+    retention: Retention | None = None
     _written: float = 0.0
     _measured: float = float("-inf")
 
@@ -128,6 +130,9 @@ class Health:
             self.trouble("states", self.states.trouble)
         if self.supervisor:
             self.supervisor.tend(now)
+        if self.retention:
+            self.retention.tend()
+            self.trouble("retention", self.retention.trouble)
         self.events.write(now)
         self.trouble("events", self.events.trouble)
 
@@ -158,6 +163,12 @@ class Health:
             from imagend.daemon.metrics import Metrics  # here: it brings a library of some MB
 
             self.metrics = Metrics(path, turn, slots, doors)
+
+    def retain(self, retention: Retention) -> None:
+        """From now on what has ended goes in time."""
+        self.retention = retention
+        if self.metrics:
+            self.metrics.storage = retention.storage
 
     def _measure(self, now: float) -> None:
         """What is too dear for each look around; and the metrics."""

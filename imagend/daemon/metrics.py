@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -38,6 +39,7 @@ class Metrics:
         self._turn, self._slots, self._doors = turn, tuple(slots), tuple(doors)
         self._degraded, self._gpus = False, Gpus(available=False)
         self._oldest: datetime | None = None
+        self.storage: Callable[[], dict[str, Any]] | None = None
         self._ended = Counter("imagend_jobs_ended", "Jobs that ended", ("client", "kind", "outcome"), registry=registry)
         self._pictures = Counter("imagend_pictures", "Pictures published", ("client", "model"), registry=registry)
         words = "From the start of a job's last attempt to its end"
@@ -85,6 +87,8 @@ class Metrics:
         yield from self._workers()
         yield from self._vram()
         yield from self._inboxes()
+        if self.storage:
+            yield from _storage(self.storage())
 
     def describe(self) -> Sequence[Metric]:
         return ()
@@ -136,3 +140,16 @@ class Metrics:
         for code, count in codes.items():
             rejected.add_metric((code,), count)
         yield from (age, stuck, rejected)
+
+
+def _storage(storage: dict[str, Any]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("imagend_results", "Results under outputs", value=storage["outputs_count"])
+    size = storage["outputs_size_mb"] * 2**20
+    yield GaugeMetricFamily("imagend_results_bytes", "What they hold", value=size)
+    yield GaugeMetricFamily("imagend_jobs_known", "Ended jobs in done/", value=storage["done_count"])
+    if storage["free_mb"] is not None:
+        yield GaugeMetricFamily("imagend_free_bytes", "Free under outputs", value=storage["free_mb"] * 2**20)
+    removed = CounterMetricFamily("imagend_removed", "What retention has removed", labels=("what",))
+    for what, count in storage["removed"].items():
+        removed.add_metric((what,), count)
+    yield removed

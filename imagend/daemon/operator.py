@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -113,7 +114,9 @@ class Operator:
         """Leave nothing of an ended job but its id, which must be known until its file has expired."""
         if self.spool.where(ref) not in (State.DONE, None):
             return self._refuse("purge", ref, "it has not ended")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
         self.spool.bury(ref)
+        self.outputs.tell_removed([{"id": ref.id, "client": ref.client, "why": "purged", "removed_at": at}])
         self.outputs.withdraw(ref)
         log.info("purged by the operator", job=str(ref))
 

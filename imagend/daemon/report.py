@@ -12,6 +12,7 @@ from imagend import __version__
 from imagend.daemon.gpus import Driver
 from imagend.daemon.intake import Door
 from imagend.daemon.outlook import HEAD
+from imagend.daemon.retention import Retention
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
@@ -62,6 +63,7 @@ class Known(Protocol):
     max_queued: int
     driver: Driver
     states: States | None
+    retention: Retention | None
     wishes: Wishes
 
 
@@ -97,6 +99,7 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
             },
             "workers": {slot.name: _worker(slot) for slot in slots},
             "gpu": health.driver.seen,
+            "storage": health.retention.storage() if health.retention else None,
             "inboxes": tuple(_inbox(door, now) for door in doors),
             "totals": health.totals,
             "rates": health.tempo.rates(at),
