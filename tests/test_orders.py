@@ -139,6 +139,7 @@ def test_a_held_job_is_passed_over_and_can_be_cancelled(home: Home, capsys: pyte
     assert [ref for ref in (held, other) if home.where(ref) is State.PENDING] == waiting
     home.drop("c.json", kind="cancel", job=waiting[0].id, prompt=...)
     run_until(daemon, lambda: ended(home, waiting[0]) == "cancelled")
+    status(home, daemon)
     assert imagend(home, "watch", waiting[-1].id, "--timeout", "0") == 75
     assert "queued, held by an operator" in capsys.readouterr().out
     for ref in waiting[1:]:
@@ -214,9 +215,8 @@ def test_of_a_purged_job_only_its_id_stays_and_its_file_is_not_painted_again(
             assert not path.is_file() or b"secret" not in path.read_bytes(), path
     assert home.where(ref) is State.DONE
     assert imagend(home, "watch", ref.id) == 6
-    assert re.fullmatch(
-        rf"{ref.id} ended; its result was removed at \S+, purged", capsys.readouterr().out.splitlines()[-1]
-    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"{ref.id} ended; its result was removed at \S+, purged", last)
     home.drop_body(body, "again.json")
     run_until_idle(daemon)
     assert len(daemon.executor.runs) == 1  # type: ignore[attr-defined]
