@@ -49,6 +49,8 @@ class Outputs:
         self._begun: dict[Ref, list[Path]] = {}
         """What of it is yet to be synced."""
         self._published: set[Ref] = set()
+        self._left: tuple[Path, ...] = ()
+        """in the trash, since before we were"""
 
     def open(self) -> None:
         files.make_folder(self._drafts, 0o700)
@@ -250,8 +252,8 @@ class Outputs:
                 _discard(path)
 
     def discard_the_rest(self) -> None:
-        """At start: what a dead process retired. settle() has made that durable."""
-        for path in self._trash.iterdir():
+        """What a dead process retired. Nothing that was retired since: its rename may not be durable yet."""
+        for path in self._left:
             _discard(path)
 
     def withdraw(self, ref: Ref) -> None:
@@ -261,8 +263,9 @@ class Outputs:
         self.hide(ref)
 
     def settle(self) -> None:
-        """Make durable what a dead process may have published or announced without living to sync it."""
+        """Make durable what a dead process may have published, announced or retired without living to sync it."""
         files.settle(self.root)
+        self._left = tuple(self._trash.iterdir())
 
     def sweep(self, alive: set[Ref]) -> None:
         """Remove the drafts of jobs that are neither queued nor running."""

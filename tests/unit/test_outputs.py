@@ -435,3 +435,18 @@ def test_the_end_of_a_long_feed_is_found(outputs: Outputs) -> None:
     assert not outputs.announced(REF)
     outputs.announce([REF])
     assert outputs.announced(REF)
+
+
+def test_at_start_only_that_goes_from_the_trash_which_was_there_before(outputs: Outputs) -> None:
+    """What is retired meanwhile may not be durable yet: a power cut could show it again, half gone."""
+    for ref in (REF, OTHER):
+        end(outputs, ref, artifact("0000.png"))
+    before = outputs.retire(REF)
+    outputs.settle()
+    since = outputs.retire(OTHER)
+    assert before
+    assert since
+    outputs.discard_the_rest()
+    assert (before.exists(), since.exists()) == (False, True)
+    outputs.discard([(OTHER, since)])
+    assert not since.exists()
