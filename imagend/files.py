@@ -173,11 +173,11 @@ def write_unsynced(path: Path, data: bytes, mode: int = 0o644, mtime_ns: int | N
     rename(temporary, path)
 
 
-def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write(path: Path, data: bytes, mode: int = 0o644, mtime_ns: int | None = None) -> None:
     """Create or replace path in one step, durably. What fails leaves what was there, and no other file."""
     temporary = _temporary(path)
     try:
-        _write(temporary, data, mode, durable=True)
+        _write(temporary, data, mode, durable=True, mtime_ns=mtime_ns)
         rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

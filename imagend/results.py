@@ -62,7 +62,7 @@ def _result(ref: Ref, folder: str) -> Iterator[Result]:
 
 
 def removal(outputs: Path, ref: Ref) -> dict[str, Any]:
-    """What is told of a result that retention has removed; {} if nothing is."""
+    """What is told of a result that has been removed; {} if nothing is."""
     for name in (REMOVED, f"{REMOVED}.1"):
         with contextlib.suppress(OSError):
             for line in reversed((outputs / name).read_bytes().splitlines()):

@@ -115,9 +115,13 @@ class Spool:
         self._new.append(path)
         files.touch(journal, 0o600)  # now, because one sync of its folder is enough for the whole batch
         self._folders |= {path.parent, journal.parent}
-        self._latest = max(self._latest + 1, time.time_ns())  # two jobs of one clock tick keep their order
-        files.write_unsynced(path, raw, 0o600, mtime_ns=self._latest)
+        files.write_unsynced(path, raw, 0o600, mtime_ns=self._time_ns())
         return True
+
+    def _time_ns(self) -> int:
+        """For a job that is queued now: two of one clock tick keep their order."""
+        self._latest = max(self._latest + 1, time.time_ns())
+        return self._latest
 
     def commit(self) -> None:
         """Make all durable that was accepted since the last commit; one fsync per folder. Else none was accepted."""
@@ -188,11 +192,8 @@ class Spool:
     def requeue_ended(self, ref: Ref) -> None:
         """Put a job that was reopened back into the queue, behind those that wait."""
         here, there = self._path(State.DONE, ref), self._path(State.PENDING, ref)
-        self._latest = max(self._latest + 1, time.time_ns())
         files.make_folder(there.parent, 0o711)
-        files.write_unsynced(there, files.read(self._place(State.DONE, ref)), 0o600, mtime_ns=self._latest)
-        files.sync_all([there])
-        files.sync_all([there.parent])
+        files.write(there, files.read(self._place(State.DONE, ref)), 0o600, mtime_ns=self._time_ns())
         files.remove(here)
 
     def bury(self, ref: Ref) -> None:
@@ -200,8 +201,7 @@ class Spool:
         path, journal = self._path(State.DONE, ref), self._journal(ref)
         accepted = self.accepted(ref) or time.time_ns()
         files.make_folder(path.parent, 0o711)
-        files.write_unsynced(path, b"", 0o600, mtime_ns=accepted)
-        files.sync_all([path.parent])
+        files.write(path, b"", 0o600, mtime_ns=accepted)
         if journal.parent.is_dir():
             files.remove(journal)
 

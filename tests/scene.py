@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 from conftest import CLIENT, Home, make_home, step
-from disk import Op, Recorder, watched
+from disk import Killer, Op, Recorder, watched
 from fakes import FakeExecutor
 
 from imagend.daemon.executor import Mailbox, StopRequested
@@ -223,6 +223,16 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
     with os.fdopen(reading, "rb") as pipe:
         told = pipe.read()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), pickle.loads(told) if told else None  # noqa: S301
+
+
+def dies_at(point: int, work: Callable[[], object]) -> int:
+    """Run work() in a child that is killed at that point; its exit status, 0 if it lived."""
+
+    def until_then() -> None:
+        with watched(Killer(point)):
+            work()
+
+    return in_child(until_then)[0]
 
 
 def kill(scene: Scene, killer: Recorder, only_recovery: bool = False) -> int:

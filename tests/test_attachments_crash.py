@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Home, step
-from disk import KILLED, Killer, Recorder, points, watched
+from disk import KILLED, Recorder, points, watched
 from fakes import FakeExecutor
-from scene import in_child, quick_home, quiet
+from scene import dies_at, quick_home, quiet
 
 from imagend.job import Ref
 from imagend.messages import Run
@@ -64,13 +64,7 @@ def test_a_death_anywhere_loses_no_picture_and_leaves_none(quick_home: Home, qui
     survived = set()
     for point, strike in enumerate(strikes):
         refs = fill(quick_home)
-
-        def die(point: int = point) -> None:
-            with watched(Killer(point)):
-                live(quick_home)
-
-        status, _ = in_child(die)
-        survived |= {status}
+        survived |= {dies_at(point, lambda: live(quick_home))}
         live(quick_home)
         assert [quick_home.outcome(ref) for ref in refs] == ["succeeded"] * 2, strike
         assert [name for name in left(quick_home) if not name.startswith(".")] == [], strike

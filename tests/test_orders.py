@@ -14,9 +14,9 @@ import pytest
 from conftest import CLIENT, Home, run_until, run_until_idle, step
 from crashstates import Journalled, Literal, Tree, crash_states, snapshot
 from crashstates import State as CrashState
-from disk import KILLED, Killer, Recorder, points, watched
+from disk import KILLED, Recorder, points, watched
 from fakes import FakeExecutor
-from scene import Scene, complaints, feed, in_child, quick_home, quiet
+from scene import Scene, complaints, dies_at, feed, quick_home, quiet
 from syncs import Step, TracedScene, Tracer
 
 from imagend.cli import run
@@ -344,13 +344,7 @@ def test_a_death_anywhere_leaves_no_order_half_done(quick_home: Home, quiet: Non
     survived = set()
     for point, strike in enumerate(strikes):
         refs = fill(quick_home)
-
-        def die(point: int = point) -> None:
-            with watched(Killer(point)):
-                live(quick_home)
-
-        status, _ = in_child(die)
-        survived |= {status}
+        survived |= {dies_at(point, lambda: live(quick_home))}
         assert wrong(quick_home, *refs) == "", strike
     assert survived <= {KILLED, 0}
     assert KILLED in survived
@@ -413,7 +407,7 @@ def test_a_power_cut_at_any_moment_leaves_no_order_half_done(life: Life, quiet: 
     [
         "reopen: spool/journal/alice/ID.jsonl",
         "discard: outputs/alice",
-        "requeue_ended: spool/pending/alice/ID.json",
+        "requeue_ended: spool/pending/alice/.ID.json.tmp",
         "requeue_ended: spool/pending/alice",
         "bury: spool/done/alice",
         "bury: spool/journal/alice",

@@ -84,9 +84,8 @@ def run(argv: Sequence[str]) -> int:
     parser, commands = parser_of((chosen,))
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        commands[arguments.command].error(
-            f"unrecognized arguments: {' '.join(unknown)}"
-        )  # names the command's own --help
+        command = commands[arguments.command]  # its error names its own --help
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(importlib.import_module(f"imagend.cli.{arguments.command}").run(arguments))
     except ImagendError as error:

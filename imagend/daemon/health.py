@@ -69,8 +69,8 @@ class Health:
     metrics: Metrics | None = None
     states: States | None = None
     supervisor: Supervisor | None = None
-    _look_oldest: Callable[[], datetime | None] = lambda: None
     retention: Retention | None = None
+    _look_oldest: Callable[[], datetime | None] = lambda: None
     _written: float = 0.0
     _measured: float = float("-inf")
 

@@ -99,14 +99,15 @@ class Turn:
         self._round = _Round()
         self._lines: dict[_Line, OrderedDict[Ref, None]] = {}
         self._line_of: dict[Ref, _Line] = {}
-        self._held: dict[Ref, _Line | None] = {}  # None: held when it comes
+        self._hold: set[Ref] = set()  # these are passed over, once they are there
+        self._held: dict[Ref, _Line] = {}  # those of them that are
         self.halted = False
 
     def __len__(self) -> int:
-        return len(self._line_of) + self.held
+        return len(self._line_of) + len(self._held)
 
     def __contains__(self, ref: Ref) -> bool:
-        return ref in self._line_of or self._held.get(ref) is not None
+        return ref in self._line_of or ref in self._held
 
     def __iter__(self) -> Iterator[Ref]:
         """In the order in which they will be served if none comes, none goes, and what is halted goes on."""
@@ -121,7 +122,7 @@ class Turn:
         if ref in self:
             return
         line = priority, ref.client
-        if ref in self._held:
+        if ref in self._hold:
             self._held[ref] = line
             return
         jobs = self._lines.setdefault(line, OrderedDict())
@@ -143,8 +144,7 @@ class Turn:
         """The job leaves without a turn, as one that is cancelled does; nothing if it does not wait."""
         if ref in self._line_of:
             self._round.leave(self._take(ref))
-        elif ref in self._held:
-            self._held[ref] = None
+        self._held.pop(ref, None)
 
     def _take(self, ref: Ref) -> _Line:
         line = self._line_of.pop(ref)
@@ -163,22 +163,23 @@ class Turn:
     def hold(self, jobs: set[Ref]) -> None:
         """From now on these jobs, and no others, are passed over, those too that are yet to come. One that is let go is
         the next of its client and priority."""
-        for ref in jobs - self._held.keys():
-            line = self._line_of.get(ref)
+        self._hold = set(jobs)
+        for ref in jobs & self._line_of.keys():
+            line = self._line_of[ref]
             self.remove(ref)
             self._held[ref] = line
         for ref in sorted(self._held.keys() - jobs):
-            if (line := self._held.pop(ref)) is not None:
-                self.add(ref, line[0], first=True)
+            priority, _ = self._held.pop(ref)
+            self.add(ref, priority, first=True)
 
     @property
     def held(self) -> int:
         """How many of those that wait are held."""
-        return sum(line is not None for line in self._held.values())
+        return len(self._held)
 
     def passed_over(self, count: int) -> dict[Ref, str]:
         """Some of the jobs that are held or of paused clients, and what they wait for: an operator's word."""
-        jobs = dict.fromkeys(islice((ref for ref, line in self._held.items() if line), count), "release")
+        jobs = dict.fromkeys(islice(self._held, count), "release")
         paused = (ref for line, jobs in self._lines.items() if line[1] in self._round.paused for ref in jobs)
         return jobs | dict.fromkeys(islice(paused, count - len(jobs)), "resume")
 
@@ -193,11 +194,11 @@ class Turn:
     def per_client(self) -> dict[str, int]:
         found = sum(self._round.waiting.values(), Counter[str]())
         found.update({client: jobs.total() for client, jobs in self._round.paused.items() if jobs.total()})
-        found.update(line[1] for line in self._held.values() if line)
+        found.update(ref.client for ref in self._held)
         return dict(found)
 
     def count(self, client: str) -> int:
         """How many jobs of a client wait."""
         waiting = sum(counts[client] for counts in self._round.waiting.values())
-        held = sum(line is not None and line[1] == client for line in self._held.values())
+        held = sum(ref.client == client for ref in self._held)
         return waiting + held + self._round.paused.get(client, Counter[int]()).total()
