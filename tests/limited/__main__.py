@@ -7,6 +7,7 @@ of less than 512 pixels have no limit.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import resource
 import socket
@@ -24,6 +25,16 @@ from imagend.models import Models
 from imagend.worker.main import serve
 from imagend.worker.pipelines import Pipelines
 from imagend.worker.shortage import clean_up
+
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # malloc.h
+
+
+def steady() -> None:
+    """What a picture may use must not hang on the scheduler: else threads that meet in malloc() reserve 64 MiB of
+    addresses each, and large blocks that were freed stay in the heap beneath what another thread took since."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_ARENA_MAX, 1)
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 17)
 
 
 def limit(room_mb: int | None) -> None:
@@ -50,6 +61,7 @@ class Limited(Pipelines):
 
 
 if __name__ == "__main__":
+    steady()
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int)
     parser.add_argument("--device")
