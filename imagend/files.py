@@ -247,6 +247,13 @@ def append(path: Path, data: bytes, mode: int = 0o644, durable: bool = True) -> 
         os.close(fd)
 
 
+def end_line(path: Path) -> None:
+    """Mend a line that a crash has cut, durably, although nothing is to be added: a reader waits for its end."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            append(path, b"")
+
+
 def rotate(path: Path, max_bytes: int, kept: int) -> None:
     """A file that is so large gives its name to a new one, as `tail -F` expects it; `kept` older ones stay, the
     youngest as NAME.1. Not durable. A crash in between leaves a number out, which harms nobody."""

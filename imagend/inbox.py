@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import heapq
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from imagend.job import MAX_JOB_BYTES
 
 ATTACHMENTS = "files"  # a folder of this name in an inbox holds no job files
 REJECTED = "rejected"
+_REASON = ".reason.json"
 PROBE = ".imagend-clock"
 Identity = tuple[int, int, int, int]
 UNKNOWN: Identity = (0, 0, 0, 0)
@@ -91,6 +93,17 @@ class Inbox:
                     if not _is_folder(entry) and entry.stat(follow_symlinks=False).st_ctime < before:
                         os.unlink(entry.name, dir_fd=fd)
 
+    def sweep_rejected(self, before: float, most: int) -> None:
+        """Remove what was refused before a moment of the inbox's clock, and in each folder of rejected/ what is older
+        than the `most` newest reasons. Raises OSError."""
+        with suppress(*GONE), self._standing(self.root.parent, REJECTED) as fd:
+            with os.scandir(fd) as entries:
+                folders = [entry.name for entry in entries if _is_folder(entry)]
+            _sweep(fd, before, most)
+            for folder in folders:
+                with suppress(*GONE), self._standing(f"/proc/self/fd/{fd}", folder) as client:
+                    _sweep(client, before, most)
+
     def remove(self, name: str, known: Identity) -> None:
         """Unlink the file that was read; if its sender has put another one in its place, that one stays."""
         with self._place(name) as place:
@@ -157,6 +170,19 @@ class Inbox:
                 os.close(fd)
 
     @contextmanager
+    def _standing(self, parent: Path | str, name: str) -> Iterator[int]:
+        """A folder that is there, in one that we trust."""
+        fd = os.open(parent, _FOLDER)
+        try:
+            folder = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    @contextmanager
     def _rejected(self, folder: str) -> Iterator[str]:
         """rejected/ or a client's folder in it, made if it is not there."""
         with ExitStack() as stack:
@@ -183,6 +209,20 @@ def identity(status: os.stat_result) -> Identity:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
+
+
+def _sweep(folder: int, before: float, most: int) -> None:
+    """A file is refused right after its reason: whose reason is among the newest stays, and so does the reason."""
+    with os.scandir(folder) as entries:
+        reasons = (entry.stat(follow_symlinks=False).st_ctime for entry in entries if entry.name.endswith(_REASON))
+        newest = heapq.nlargest(most, reasons)
+    if len(newest) == most:
+        before = max(before, newest[-1])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_folder(entry) and entry.stat(follow_symlinks=False).st_ctime < before:
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=folder)
 
 
 def _is_job_name(name: str) -> bool:
@@ -241,7 +281,7 @@ def _left_over(place: str) -> bool:
 
 
 def _reason(place: str) -> str:
-    return f"{place}.reason.json"
+    return place + _REASON
 
 
 def _leaf(place: str) -> str:

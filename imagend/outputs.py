@@ -37,6 +37,8 @@ DRAFTS = ".drafts"
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
 _TAIL_BYTES = 1 << 20
+_MAX_RESULTS_BYTES, _OLD_RESULTS = 16 << 20, 4
+"""That is more than 300,000 jobs."""
 _MAX_REMOVED_BYTES = 4 << 20
 
 
@@ -199,10 +201,11 @@ class Outputs:
     def announce(self, refs: Iterable[Ref]) -> None:
         """One line for each in results.jsonl, the feed that others follow with `tail -F`; durable.
 
-        All clients may read it: it repeats nothing that a client wrote.
+        All clients may read it: it repeats nothing that a client wrote. Lines of a group stay in one file.
         """
         lines = "".join(f"{json.dumps(self._line(ref))}\n" for ref in refs)
         if lines:
+            files.rotate(self.root / RESULTS, _MAX_RESULTS_BYTES, _OLD_RESULTS)
             files.append(self.root / RESULTS, lines.encode())
 
     def _line(self, ref: Ref) -> dict[str, Any]:
@@ -216,14 +219,15 @@ class Outputs:
         }
 
     def announced(self, ref: Ref) -> bool:
-        """Whether a crash came after announce(): the line, if any, is among the last of the feed."""
+        """Whether a crash came after announce(): the line, if any, is among the last of the feed, which may have been
+        rotated since."""
         line = self._line(ref)
-        try:
-            with (self.root / RESULTS).open("rb") as feed:
+        for name in (RESULTS, f"{RESULTS}.1"):
+            with contextlib.suppress(FileNotFoundError), (self.root / name).open("rb") as feed:
                 feed.seek(max(0, feed.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                return any(_object(told) == line for told in feed)
-        except FileNotFoundError:
-            return False
+                if any(_object(told) == line for told in feed):
+                    return True
+        return False
 
     # What goes: the loop takes it away in one step, and a thread removes what it was
 
@@ -265,6 +269,7 @@ class Outputs:
     def settle(self) -> None:
         """Make durable what a dead process may have published, announced or retired without living to sync it."""
         files.settle(self.root)
+        files.end_line(self.root / RESULTS)
         self._left = tuple(self._trash.iterdir())
 
     def sweep(self, alive: set[Ref]) -> None:

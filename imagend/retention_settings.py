@@ -33,3 +33,9 @@ class Retention(Frozen):
     max_done: int = Field(
         100_000, ge=0, description="So many of them at most, the oldest go first; none before its job file expires."
     )
+    rejected_days: float = Field(
+        30.0, gt=0, description="What was refused stays in rejected/ so many days, each file with its reason."
+    )
+    max_rejected: int = Field(
+        10_000, ge=1, description="So many of them at most in each of its folders; now and then the oldest go."
+    )

@@ -26,6 +26,7 @@ from fakes import FakeExecutor
 
 from imagend.daemon.executor import Mailbox, StopRequested
 from imagend.daemon.loop import Daemon
+from imagend.feed import lines
 from imagend.job import Ref
 from imagend.messages import Message, Run
 from imagend.signing import Key, job_id
@@ -333,8 +334,8 @@ def check_nothing_is_half(scene: Scene) -> None:
 
 
 def feed(scene: Scene) -> Iterator[dict[str, Any]]:
-    """The lines of results.jsonl; a death in the middle of a write may leave a piece of one."""
-    for line in (scene.home.config.outputs / "results.jsonl").read_bytes().splitlines():
+    """The lines of results.jsonl, and of those before it; a death in the middle of a write may leave a piece of one."""
+    for line, _ in lines(scene.home.config.outputs / "results.jsonl", None):
         with contextlib.suppress(ValueError):
             yield json.loads(line)
 

@@ -28,6 +28,7 @@ from typing import Any
 from nullworker.generate import picture
 from soak_client import Client
 
+from imagend.feed import Place, lines
 from imagend.signing import Key
 
 TESTS = Path(__file__).parent
@@ -197,7 +198,8 @@ class Soak:
         self.service = Service(self.root)
         self.rng = random.Random(self.seed)
         self.feed = self.root / "outputs" / "results.jsonl"
-        self._counted = self._lines = 0
+        self._read_to: Place | None = None
+        self._lines = 0
 
     # What happens
 
@@ -273,12 +275,9 @@ class Soak:
 
     def ended(self) -> int:
         """How many jobs have been announced so far."""
-        if self.feed.exists():
-            with self.feed.open("rb") as feed:
-                feed.seek(self._counted)
-                news = feed.read()
-            self._counted += len(news)
-            self._lines += news.count(b"\n")
+        for _, place in lines(self.feed, self._read_to):
+            self._read_to = place
+            self._lines += 1
         return self._lines
 
     # Troubles
@@ -340,7 +339,7 @@ class Soak:
         done = {(path.parent.name, path.stem) for path in spool.glob("done/*/*.json")}
         published = {(path.parent.parent.name, path.parent.name) for path in outputs.glob("*/*/manifest.json")}
         announced: Counter[tuple[str, str]] = Counter()
-        for line in self.feed.read_text().splitlines():
+        for line, _ in lines(self.feed, None):
             entry = json.loads(line)
             announced[entry["client"], entry["id"]] += 1
         for place, found in (("done", done), ("published", published), ("announced", set(announced))):

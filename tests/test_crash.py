@@ -11,7 +11,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,18 @@ from scene import (
     survive,
 )
 
+from imagend import outputs
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, where there are threads
 __all__ = ["quick_home", "quiet"]  # fixtures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_feed() -> Iterator[None]:
+    """It is rotated some times in a life."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "_MAX_RESULTS_BYTES", 500)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +114,7 @@ def test_a_life_without_a_death(scene: Scene) -> None:
         "stop": 1,
     }
     assert len(scene.runs()) == 5 + MAX_ATTEMPTS + 1  # "stop" ran twice, "never painted" never
+    assert list(scene.home.config.outputs.glob("results.jsonl.*"))
 
 
 def test_nothing_escapes_the_watcher(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Home, run_until_idle
-from test_door import GRACE_S, inbox, make_door, rejected, take
+from test_door import GRACE_S, inbox, listing, make_door, rejected, take
 
 from imagend import files
 from imagend.attachments import Attachments
@@ -261,3 +261,70 @@ def test_status_tells_clock_and_wait_of_each_inbox(home: Home) -> None:
     (told,) = json.loads((home.config.spool / "status.json").read_text())["inboxes"]
     assert abs(told["skew_s"]) < 60.0
     assert abs(told["delay_s"]) < 60.0
+
+
+# rejected/ stays bounded
+
+
+def refuse(home: Home, door: Door, *names: str) -> list[float]:
+    """One after the other, each with a time of its own; these times, by the clock of the disk."""
+    times = []
+    for name in names:
+        home.put(b"[]", name)
+        take(door)
+        take(door, now=GRACE_S + 1)
+        reason = home.config.inboxes[0].parent / "rejected" / f"{name}.reason.json"
+        times.append(reason.stat().st_ctime)
+        probe = home.root / "probe"
+        while probe.touch() or probe.stat().st_ctime <= times[-1]:
+            pass
+    return times
+
+
+def all_rejected(home: Home) -> list[str]:
+    folder = home.config.inboxes[0].parent / "rejected"
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_what_was_refused_goes_in_time_with_its_reason(home: Home) -> None:
+    door = make_door(home)
+    names = ("a.json", "b.json", "alice/c.json")
+    times = refuse(home, door, *names)
+    door._inbox.sweep_rejected(times[0], 100)
+    assert rejected(home) == sorted(names)
+    door._inbox.sweep_rejected(times[1], 100)
+    assert rejected(home) == ["alice/c.json", "b.json"]
+    folder = home.config.inboxes[0].parent / "rejected"
+    (folder / "mine").symlink_to(home.root / "keys")
+    (folder / "alice" / "kept").mkdir()
+    (folder / "alice" / "kept" / "by-hand").touch()
+    door._inbox.sweep_rejected(times[2] + 3600, 100)
+    assert all_rejected(home) == ["alice", "alice/kept", "alice/kept/by-hand"]
+    assert listing(home.root / "keys")
+
+
+def test_each_folder_of_rejected_keeps_so_many(home: Home) -> None:
+    door = make_door(home)
+    refuse(home, door, *(f"{folder}{number}.json" for folder in ("", "alice/") for number in range(4)))
+    door._inbox.sweep_rejected(0.0, 4)
+    assert len(rejected(home)) == 8
+    door._inbox.sweep_rejected(0.0, 2)
+    left = [f"{folder}{number}.json" for folder in ("", "alice/") for number in (2, 3)]
+    assert all_rejected(home) == sorted(["alice", *left, *(f"{name}.reason.json" for name in left)])
+
+
+def test_it_is_swept_after_a_minute_then_each_hour_and_when_more_came_than_may_stay(home: Home) -> None:
+    settings = home.config.retention.model_copy(update={"max_rejected": 1})
+    door = make_door(home, retention=settings)
+    began = door.looked_at
+    refuse(home, door, "1.json")
+    for now, name, left in (
+        (began + 59, "2.json", ["1.json", "2.json"]),
+        (began + 59, "3.json", ["2.json", "3.json"]),  # two had come since the last time
+        (began + 3600, "4.json", ["2.json", "3.json", "4.json"]),
+        (began + 3600, "5.json", ["4.json", "5.json"]),
+        (began + 7201, "6.json", ["5.json", "6.json"]),
+    ):
+        door.measure(now)
+        refuse(home, door, name)
+        assert rejected(home) == left, name

@@ -22,9 +22,10 @@ from imagend.attachments import Attachments
 from imagend.config import Config
 from imagend.daemon import discreet, limits, sent_along
 from imagend.daemon.held import Held, Why
+from imagend.daemon.refused import Refused
 from imagend.errors import Forbidden, InvalidJob, Rejected, TooLarge, UnknownJob, Unsigned
 from imagend.inbox import GONE, UNKNOWN, Identity, Inbox, identity
-from imagend.job import MAX_JOB_BYTES, CancelRequest, Generate, Job
+from imagend.job import MAX_JOB_BYTES, CancelRequest, Job
 from imagend.signers import AllowedSigners
 from imagend.signing import unseal
 
@@ -109,6 +110,7 @@ class Door:
         self._list_at = 0.0
         self._measure_at = 0.0
         self._held = Held()
+        self._refused = Refused(self._inbox, lambda: self.policy.config.retention, self.looked_at)
         self._closed: str | None = None
         self._unreadable = ""
 
@@ -144,7 +146,8 @@ class Door:
         return self._held.counts[Why.STUCK]
 
     def measure(self, now: float) -> None:
-        """How far is the inbox's clock from ours? Asked once a minute; told in status.json, and never used."""
+        """How far is the inbox's clock from ours? Asked once a minute; told in status.json. What is old goes."""
+        self._refused.tend(now, self._wall().timestamp() + (self.skew_s or 0.0))
         if now < self._measure_at:
             return
         self._measure_at = now + MEASURE_S
@@ -259,7 +262,7 @@ class Door:
         try:
             item = jobfile.parse(client, body)
             jobfile.check_window(item.header, now)
-            admit(item, self.policy.config)
+            limits.check(item, self.policy.config)
             sent_along.take(item, name, self._inbox, self._attachments, self.policy.config)
         except Rejected as reason:
             reason.client = client
@@ -285,6 +288,7 @@ class Door:
         note = {"error": reason.envelope(), "client": reason.client, "at": self._wall().isoformat()}
         try:
             self._inbox.reject(name, known, note)
+            self._refused.add()
             self.rejected[reason.code] += 1
             self.untold.append({"file": self._shown(name), "client": reason.client, "code": reason.code})
             self._held.release(name)
@@ -300,24 +304,6 @@ class Door:
         """Leave the file where it is, and try again when it has changed, or after a pause; say it once."""
         if self._held.keep(name, Why.STUCK, known, self.looked_at):
             log.error("a file cannot be moved out of the inbox", file=self._shown(name), why=error.strerror)
-
-
-def admit(item: Job | CancelRequest, config: Config) -> None:
-    """What may be asked of this spool, and by whom. Raises Rejected."""
-    audience = item.header.audience
-    if audience is not None and audience != config.name:
-        raise Forbidden(
-            f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.",
-            detail=[{"field": "audience", "value": audience}],
-        )
-    wanted = item.spec.image_type if isinstance(item, Job) and isinstance(item.spec, Generate) else None
-    if wanted not in (None, *config.image_types):
-        known = ", ".join(config.image_types) or "none"
-        raise InvalidJob(
-            f"image_type: {wanted!r} is not known; known are: {known} (config.yaml).",
-            detail=[{"field": "image_type", "value": wanted}],
-        )
-    limits.check(item, config)
 
 
 def _trouble(place: str, error: OSError) -> str:

@@ -11,7 +11,7 @@ from math import ceil
 from imagend import presets
 from imagend.config import Config
 from imagend.daemon.turn import Turn
-from imagend.errors import Forbidden, QueueFull, RateLimited
+from imagend.errors import Forbidden, InvalidJob, QueueFull, RateLimited
 from imagend.job import CancelRequest, Generate, Job
 from imagend.model_names import wanted
 from imagend.rights import Limits, Rights
@@ -21,7 +21,8 @@ _MINUTE_S = 60.0
 
 
 def check(item: Job | CancelRequest, config: Config) -> None:
-    """Whether the signer may ask for this at all, whatever waits already. Raises Forbidden."""
+    """Whether the signer may ask this spool for this at all, whatever waits already. Raises Forbidden, InvalidJob."""
+    _check_place(item, config)
     rights = config.rights(item.signer)
     if isinstance(item, CancelRequest):
         if item.ref.client != item.signer and not rights.operator:
@@ -34,6 +35,22 @@ def check(item: Job | CancelRequest, config: Config) -> None:
         raise _forbidden("priority", item.header.priority, why)
     if isinstance(item.spec, Generate):
         _check_painting(item, item.spec, rights, config)
+
+
+def _check_place(item: Job | CancelRequest, config: Config) -> None:
+    audience = item.header.audience
+    if audience is not None and audience != config.name:
+        raise Forbidden(
+            f"audience: {audience!r} is another spool's name; this one is {config.name!r}. Send it there.",
+            detail=[{"field": "audience", "value": audience}],
+        )
+    wanted_type = item.spec.image_type if isinstance(item, Job) and isinstance(item.spec, Generate) else None
+    if wanted_type not in (None, *config.image_types):
+        known = ", ".join(config.image_types) or "none"
+        raise InvalidJob(
+            f"image_type: {wanted_type!r} is not known; known are: {known} (config.yaml).",
+            detail=[{"field": "image_type", "value": wanted_type}],
+        )
 
 
 def _check_painting(item: Job, spec: Generate, rights: Rights, config: Config) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from imagend import files
+from imagend import feed, files
 from imagend.errors import DiskLost, MissingOutput
 from imagend.job import Outcome, Ref
 from imagend.manifest import Artifact, Manifest
@@ -435,6 +435,26 @@ def test_the_end_of_a_long_feed_is_found(outputs: Outputs) -> None:
     assert not outputs.announced(REF)
     outputs.announce([REF])
     assert outputs.announced(REF)
+
+
+def test_a_long_feed_gives_way_to_a_new_one(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagend.outputs._MAX_RESULTS_BYTES", 1)
+    refs = [Ref("alice", f"{number:020}") for number in range(8)]
+    for ref in refs:
+        end(outputs, ref)
+        assert not outputs.announced(ref)
+        outputs.announce([ref])
+        assert outputs.announced(ref)
+    assert told(outputs) == [refs[-1].id]
+    assert outputs.announced(refs[-2])  # a crash came, and then a rotation
+    assert sorted(path.name for path in outputs.root.glob("results.jsonl*")) == [
+        RESULTS,
+        *(f"{RESULTS}.{number}" for number in range(1, 5)),
+    ]
+    kept = [json.loads(line)["id"] for line, _ in feed.lines(outputs.root / RESULTS, None)]
+    assert kept == [ref.id for ref in refs[-5:]]
+    (outputs.root / RESULTS).rename(outputs.root / f"{RESULTS}.1")  # a rotation without the line it was for
+    assert outputs.announced(refs[-1])
 
 
 def test_at_start_only_that_goes_from_the_trash_which_was_there_before(outputs: Outputs) -> None:
