@@ -76,6 +76,8 @@ class Architecture:
     inpainting: bool = False
     channels: int = 0
     cross_attention_dim: int = 0
+    image_width: int = 0
+    """how wide the embeddings of pictures are that an IP-Adapter reads"""
 
 
 _FAMILIES = (  # the younger first: NoobAI's files speak of Illustrious, on which it was trained

@@ -144,6 +144,12 @@ class Config(Frozen):
         ge=0,
         description="Encoded prompts that are kept between jobs, in MiB per worker. 0: none. A change needs a restart.",
     )
+    embedding_cache_mb: int = Field(
+        256,
+        ge=0,
+        description="What image encoders made of reference pictures, kept in spool/embeddings/ over restarts, in MiB. "
+        "0: none. A change needs a restart.",
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="How often a job may take its worker or the machine down.")
     time_limit_s: Seconds = Field(600.0, description="An attempt that runs longer fails the job.")
     silence_limit_s: Seconds = Field(
@@ -227,8 +233,8 @@ class Config(Frozen):
     def for_workers(self) -> WorkerSettings:
         """The keys that a worker is started with."""
         extra = str(self.extra_model_paths) if self.extra_model_paths else None
-        shared = {key: getattr(self, key) for key in WorkerSettings.model_fields}
-        return WorkerSettings(**shared | {"extra_model_paths": extra})
+        shared = {key: getattr(self, key) for key in WorkerSettings.model_fields if key != "embeddings"}
+        return WorkerSettings(**shared | {"extra_model_paths": extra, "embeddings": str(self.spool / "embeddings")})
 
     def slots(self) -> dict[str, str]:
         """Slot name → torch device."""
@@ -247,5 +253,5 @@ FIXED = (
     "workers",
     "heartbeat_s",
     "metrics",
-    *WorkerSettings.model_fields,
+    *(key for key in WorkerSettings.model_fields if key != "embeddings"),
 )

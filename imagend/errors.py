@@ -6,7 +6,8 @@ ImagendError
 │   └── InvalidJob, RateLimited, QueueFull, CannotVerify
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
-│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed, NoControlNet, NoPreprocessor
+│   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
+│   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -127,6 +128,21 @@ class UnknownModel(JobFailed):
 class NoControlNet(JobFailed):
     """There is no ControlNet for {} under models/controlnet/. Get one for SDXL, such as by
     `imagend fetch https://huggingface.co/{}`, or name another one in `model`."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoIpAdapter(JobFailed):
+    """There is no IP-Adapter for this model under models/ipadapter/. Get one, such as by `imagend fetch
+    https://huggingface.co/h94/IP-Adapter/blob/main/sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors`."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoImageEncoder(JobFailed):
+    """The IP-Adapter {!r} reads what a CLIP vision encoder of {} {} makes of a picture, and there is none under
+    models/clip_vision/. Put a folder with its config.json and model.safetensors there: the folder {}/image_encoder of
+    https://huggingface.co/h94/IP-Adapter."""
 
     code, status = "MODEL_NOT_FOUND", 404
 

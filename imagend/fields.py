@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from imagend import schedulers
 from imagend.model_names import MAX_NAME, MODEL_NAME
 
 
@@ -27,6 +28,24 @@ ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), After
 
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 """Of a picture that is made, in pixels."""
+
+
+def _scheduler(name: str) -> str:
+    try:
+        schedulers.choose(name)
+    except KeyError:
+        raise ValueError(f"is not a known scheduler; known are: {', '.join(schedulers.NAMES)}") from None
+    return name
+
+
+def _schedule_type(name: str) -> str:
+    if name.lower() not in (known.lower() for known in schedulers.SCHEDULE_TYPES):
+        raise ValueError(f"is not a known schedule type; known are: {', '.join(schedulers.SCHEDULE_TYPES)}")
+    return name
+
+
+SchedulerName = Annotated[str, AfterValidator(_scheduler)]
+ScheduleType = Annotated[str, AfterValidator(_schedule_type)]
 
 PICTURE = r"^(sha256:[0-9a-f]{64}|[^/.:][^/:]*/[^/.:][^/:]*)$"
 MAX_PICTURE_BYTES = 32 * 2**20

@@ -13,13 +13,14 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from imagend import lora, schedulers
+from imagend import lora, reference_field, schedulers
 from imagend import prompt as prompts
 from imagend.control import MAX_CONTROLS, Control, Preprocess
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, OfOnePicture, PictureName, Side, printable
+from imagend.fields import ModelName, OfOnePicture, PictureName, SchedulerName, ScheduleType, Side, printable
 from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
+from imagend.reference_field import MAX_REFERENCES, Reference
 
 JOB_SCHEMA = "imagend.job/v1"
 MAX_JOB_BYTES = 64 * 1024
@@ -66,20 +67,6 @@ def _moment(text: object) -> object:
     except ValueError:  # the 30th of February
         pass
     raise ValueError("must be a time with time zone, such as 2026-11-20T15:00:00Z")
-
-
-def _scheduler(name: str) -> str:
-    try:
-        schedulers.choose(name)
-    except KeyError:
-        raise ValueError(f"is not a known scheduler; known are: {', '.join(schedulers.NAMES)}") from None
-    return name
-
-
-def _schedule_type(name: str) -> str:
-    if name.lower() not in (known.lower() for known in schedulers.SCHEDULE_TYPES):
-        raise ValueError(f"is not a known schedule type; known are: {', '.join(schedulers.SCHEDULE_TYPES)}")
-    return name
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
@@ -167,6 +154,17 @@ class Generate(Frozen):
     control: tuple[Control, ...] = Field(
         (), max_length=MAX_CONTROLS, description="ControlNets, each with the picture that guides it."
     )
+    references: tuple[Reference, ...] = Field(
+        (), max_length=MAX_REFERENCES, description="Pictures to go by, each with its strength: an IP-Adapter sees them."
+    )
+    reference_strength: float = Field(
+        1.0, ge=0.0, le=1.0, description="How strongly all references act together: each one's strength times this."
+    )
+    ip_adapter: ModelName | None = Field(
+        None,
+        description="An IP-Adapter: a file under models/ipadapter/, without its extension; the only one there is "
+        "if left out.",
+    )
     width: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     height: Side | None = Field(None, description="Pixels; the model's native size if left out.")
     num_inference_steps: int | None = Field(
@@ -178,11 +176,11 @@ class Generate(Frozen):
         le=30.0,
         description="How closely to follow the prompt; 1 or less: no guidance. The preset's if left out, else 5.",
     )
-    scheduler: Annotated[str, AfterValidator(_scheduler)] | None = Field(
+    scheduler: SchedulerName | None = Field(
         None,
         description="A diffusers class or an AUTOMATIC1111 sampler name; the preset's or the model's own if left out.",
     )
-    schedule_type: Annotated[str, AfterValidator(_schedule_type)] | None = Field(
+    schedule_type: ScheduleType | None = Field(
         None,
         description="How noise falls from step to step, as AUTOMATIC1111 has it: Karras, Exponential, Beta, SGM "
         "Uniform, Simple, or Automatic (what the sampler has there); the preset's or the model's own if left out.",
@@ -227,6 +225,7 @@ class Generate(Frozen):
             raise ValueError("strength: goes with image, the picture to begin with; name one, or leave strength out")
         if self.image is not None and self.num_inference_steps is not None and self.denoising_steps < 1:
             raise ValueError("strength: leaves less than one of num_inference_steps; raise one of the two")
+        reference_field.check(self.references, self.ip_adapter)
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
@@ -250,7 +249,7 @@ class Generate(Frozen):
     @property
     def pictures(self) -> tuple[str, ...]:
         """The input pictures that the job names, each once."""
-        named = (self.image, *(control.image for control in self.control))
+        named = (self.image, *(control.image for control in self.control), *reference_field.pictures(self.references))
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 

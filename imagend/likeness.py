@@ -11,7 +11,7 @@ from typing import Any
 
 # Parts of `engine`, likeliest cause first; what is not named here comes after them, in order.
 _ORDER = (
-    *("model", "vae", "loras", "embeddings", "controlnets", "preprocessors", "pictures", "scheduler"),
+    *("model", "vae", "loras", "embeddings", "controlnets", "ip_adapter", "preprocessors", "pictures", "scheduler"),
     *("dtype", "versions", "device_name", "device", "threads"),
 )
 _MODES = ("mode", "vae_tile", "exact")

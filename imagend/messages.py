@@ -26,6 +26,9 @@ class WorkerSettings(Frozen):
     base_cache_gb: float = 16.0
     lora_cache_mb: int = 2048
     prompt_cache_mb: int = 256
+    embedding_cache_mb: int = 256
+    embeddings: str | None = None
+    """the folder of the cache of pictures' embeddings; not a key of config.yaml"""
 
 
 class Known(Frozen):
@@ -38,7 +41,7 @@ class Known(Frozen):
 
 
 class Run(Frozen):
-    """Make one attempt at a job. `folder` is the only place on disk where the worker may write."""
+    """Make one attempt at a job. `folder` is the only place on disk where the worker may write, but for its caches."""
 
     type: Literal["run"] = "run"
     job: Ref

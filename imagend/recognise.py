@@ -129,7 +129,11 @@ def _ip_adapter(header: Header) -> Architecture:
     tensors = header.tensors
     width = next((one.shape[-1] for name, one in tensors.items() if name.endswith("to_k_ip.weight") and one.shape), 0)
     _check_width(width, ModelKind.IP_ADAPTER)
-    return Architecture(ModelKind.IP_ADAPTER, "diffusers", base="sdxl", cross_attention_dim=width)
+    for form, name in (("plain", "image_proj.proj.weight"), ("plus", "image_proj.proj_in.weight")):
+        if name in tensors and len(tensors[name].shape) == 2:
+            reads = tensors[name].shape[-1]
+            return Architecture(ModelKind.IP_ADAPTER, form, base="sdxl", cross_attention_dim=width, image_width=reads)
+    raise ValueError("an IP-Adapter of another kind (for faces?): get a plain one or a Plus")
 
 
 def _clip_vision(header: Header) -> Architecture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -123,6 +124,24 @@ def test_submit_of_controlnets(home: Home) -> None:
         ("depth", None, "leona/map", 0.8, False),
         ("canny", None, "leona/front", 0.5, True),
     ]
+
+
+def test_submit_of_references(home: Home, tmp_path: Path) -> None:
+    for view in ("front", "dusk"):
+        path = home.config.reference / "leona" / f"{view}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    photo = tmp_path / "back"
+    photo.write_bytes(b"a picture of my own")
+    options = ["--reference", "leona/front:0.7", "--reference", "leona/dusk", "--reference", f"{photo}:0.2"]
+    done = imagend("submit", "generate", "--prompt", "x", *options, "--reference-strength", "0.9", cwd=home.root)
+    assert done.returncode == 0, done.stderr
+    run_until_idle(home.daemon())
+    spec = home.manifest(Ref(CLIENT, done.stdout.strip()))["spec"]
+    told = [(one["image"], one["strength"], one["role"]) for one in spec["references"]]
+    own = f"sha256:{hashlib.sha256(photo.read_bytes()).hexdigest()}"
+    assert told == [("leona/front", 0.7, "front"), ("leona/dusk", 0.6, None), (own, 0.2, None)]
+    assert spec["reference_strength"] == 0.9
 
 
 def test_submit_of_a_control_picture_that_was_sent_before(home: Home) -> None:

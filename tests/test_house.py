@@ -63,6 +63,7 @@ WORDS = {
     "record",
     "fetch_settings",
     "retention_settings",
+    "reference_field",
 }
 SHELVES = {
     "attachments",

@@ -16,9 +16,10 @@ from imagend.config import Config
 from imagend.control import ControlType
 from imagend.errors import Rejected, UsageError
 from imagend.job import SPECS, Header, Ref
+from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "image")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +65,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
             type=partial(_control, plain),
             help=f"{what}; give it again for more of them",
         )
+    fields.add_argument(
+        "--reference",
+        dest="field_references",
+        metavar="PICTURE[:STRENGTH]",
+        action="append",
+        type=_reference,
+        help="a picture to go by, as for --image, and how strongly it acts (0.6 if left out); to 4 of them",
+    )
     fields.add_argument(
         "--image",
         dest="field_image",
@@ -111,17 +120,29 @@ def _lora(text: str) -> dict[str, Any]:
 
 def _control(plain: bool, text: str) -> dict[str, Any]:
     name, _, picture = text.partition("=")
-    image, colon, strength = picture.rpartition(":")
+    named = {"type" if name in [*ControlType] else "model": name, **_weighted(picture, "control_strength")}
+    return named | ({"preprocess": True} if plain else {})
+
+
+def _reference(text: str) -> dict[str, Any]:
+    """A view that is called as a role shows just that."""
+    found = _weighted(text, "strength")
+    view = found["image"].rpartition("/")[2]
+    return found | ({"role": view} if view in [*Role] and not Path(found["image"]).is_file() else {})
+
+
+def _weighted(text: str, key: str) -> dict[str, Any]:
+    """A picture, and after a colon how strongly it acts."""
+    image, colon, strength = text.rpartition(":")
     if not colon or image == "sha256":
-        image, colon = picture, ""
-    named = {"type" if name in [*ControlType] else "model": name, "image": image}
-    return named | ({"control_strength": _number(strength)} if colon else {}) | ({"preprocess": True} if plain else {})
+        return {"image": text}
+    return {"image": image, key: _number(strength)}
 
 
 def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     """Pictures that are files here are sent along."""
     pictures = {}
-    for holder in (given, *given.get("control", ())):
+    for holder in (given, *given.get("control", ()), *given.get("references", ())):
         if holder.get("image") and Path(holder["image"]).is_file():
             holder["image"], raw = drop.read_picture(Path(holder["image"]))
             pictures[holder["image"]] = raw
@@ -136,7 +157,7 @@ def _compose(kind: str, given: dict[str, Any]) -> bytes:
     fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
         types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
-        if name in ("loras", "control"):
+        if name in ("loras", "control", "references"):
             fields[name] = text
         elif "array" in types:
             fields[name] = [_number(part) for part in text.split(",")]

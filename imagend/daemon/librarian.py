@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from imagend import files, references
+from imagend import files, reference_field, references
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE, Catalog, Entry, Key
 from imagend.control import chosen
@@ -93,6 +93,9 @@ class Librarian:
         if spec.get("control"):
             there = [name for kind, name in self.catalog.entries if kind is ModelKind.CONTROLNET]
             wanted += [(ModelKind.CONTROLNET, name) for name in chosen(spec, there)]
+        if spec.get("references"):
+            there = [name for kind, name in self.catalog.entries if kind is ModelKind.IP_ADAPTER]
+            wanted += [(ModelKind.IP_ADAPTER, name) for name in reference_field.chosen(spec, there)]
         for kind, name in wanted:
             try:
                 entry = self.catalog.entry(name, kind)

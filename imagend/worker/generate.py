@@ -85,6 +85,8 @@ def _paint(
                 context.progress("encoding", index, len(spec.seeds))
                 with context.timed("encoding"), climb.during(Stage.ENCODING):
                     embeddings = _encode(pipe, spec, context)
+                with context.timed("encoding"):
+                    guidance |= context.pipelines.ip_adapter.arguments(spec, pictures, pipe, context)
                 if spec.image is not None:
                     beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
             start = time.perf_counter()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from imagend.worker.controlnets import Controlnets
+from imagend.worker.embedding_cache import EmbeddingCache
 from imagend.worker.inversions import Inversions
+from imagend.worker.ip_adapter import IpAdapter
 from imagend.worker.ladder import Ladder
 from imagend.worker.loras import Context, Loras
 from imagend.worker.prompt_cache import PromptCache
@@ -51,6 +54,7 @@ class Pipelines:
         self.loras = Loras(models, self.settings.lora_cache_mb * 2**20)
         self.inversions = Inversions(models)
         self.controlnets = Controlnets(models, self.dtype)
+        self.ip_adapter = IpAdapter(models, self._embeddings())
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         limit_bytes = int(self.settings.base_cache_gb * 2**30)
         self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)
@@ -68,9 +72,14 @@ class Pipelines:
         pipe.scheduler = self._scheduler(spec)
         self.loras.apply(pipe, spec, self.ladder.placement.release, context)
         self.inversions.apply(pipe, spec)
+        self.ip_adapter.apply(pipe, spec, self.ladder.placement.release, context)
         pipe = self.controlnets.apply(pipe, spec, self.ladder.placement.release, context)
-        self._hash(self.controlnets.used)
+        self._hash((*self.controlnets.used, *self.ip_adapter.used))
         return pipe
+
+    def _embeddings(self) -> EmbeddingCache | None:
+        folder, size = self.settings.embeddings, self.settings.embedding_cache_mb * 2**20
+        return EmbeddingCache(Path(folder), size) if folder and size else None
 
     def get(self, name: str, loading: Callable[[], None], vae: str | None = None) -> Any:
         """The pipeline of a model with a VAE (None: its own); `loading` is called before a load, which takes seconds to
@@ -113,13 +122,14 @@ class Pipelines:
             self.prompts.clear()
             self.switch.shed()
             self.controlnets.shed()
+            self.ip_adapter.shed()
 
     def identity(self) -> str:
         """Which weights are loaded."""
         return digest(
             {
                 f"{model.kind}/{name}": sha256
-                for model in (*self._used(), *self.controlnets.used)
+                for model in (*self._used(), *self.controlnets.used, *self.ip_adapter.used)
                 for name, sha256 in self._files(model)
             }
         )
@@ -145,8 +155,15 @@ class Pipelines:
             "loras": self.loras.describe(),
             "embeddings": self.inversions.describe(),
             "controlnets": [_described(one, dict(self._files(one))) for one in self.controlnets.used],
+            **self._describe_ip_adapter(),
             "scheduler": {"class": type(scheduler).__name__, "config": _plain(config)},
         }
+
+    def _describe_ip_adapter(self) -> dict[str, Any]:
+        if not self.ip_adapter.used:
+            return {}
+        adapter, encoder = (_described(model, dict(self._files(model))) for model in self.ip_adapter.used)
+        return {"ip_adapter": adapter | {"encoder": encoder}}
 
     def _used(self) -> list[Model]:
         """The base's and, if it is not the base's own, the VAE's."""
