@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from imagend import presets
 from imagend.fetch_settings import Fetch
 from imagend.fields import ModelName, Side
 from imagend.job import CLIENT_NAME, NAME, Frozen
-from imagend.messages import WorkerSettings
+from imagend.messages import FetchSettings, WorkerSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 
@@ -210,12 +211,23 @@ class Config(Frozen):
     clients: dict[ClientName, Rights] = Field(
         {},
         description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
-        "cancel everybody's jobs), and `group`, the Unix group that may read this client's results (without one, only "
-        "imagend's own user and group), and `unretrieved_h` and `retrieved_h` as in `retention`. As in "
-        "`ops: {operator: true, max_queued: 50}`.",
+        "cancel everybody's jobs), `fetch: true` (may have models fetched), and `group`, the Unix group that may read "
+        "this client's results (without one, only imagend's own user and group), and `unretrieved_h` and "
+        "`retrieved_h` as in `retention`. As in `ops: {operator: true, max_queued: 50}`.",
     )
-    fetch: Fetch = Field(Fetch(), description="What `imagend fetch` may do. It runs beside the daemon.")
+    fetch: Fetch = Field(
+        Fetch(),
+        description="What `imagend fetch` may do, which runs beside the daemon, and what jobs of kind fetch may, of "
+        "clients with `fetch: true`.",
+    )
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
+
+    @field_validator("workers")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        if taken := [name for name in value if re.fullmatch(r"fetch\d+", name)]:
+            raise ValueError(f"{taken[0]} is the name of a process that fetches: take another, such as gpu0")
+        return value
 
     @field_validator("inboxes", mode="before")
     @classmethod
@@ -235,6 +247,11 @@ class Config(Frozen):
         extra = str(self.extra_model_paths) if self.extra_model_paths else None
         shared = {key: getattr(self, key) for key in WorkerSettings.model_fields if key != "embeddings"}
         return WorkerSettings(**shared | {"extra_model_paths": extra, "embeddings": str(self.spool / "embeddings")})
+
+    def for_fetching(self) -> FetchSettings:
+        """The keys that a process that fetches is started with."""
+        extra = str(self.extra_model_paths) if self.extra_model_paths else None
+        return FetchSettings(extra_model_paths=extra, reserve_mb=self.reserve_mb, fetch=self.fetch)
 
     def slots(self) -> dict[str, str]:
         """Slot name → torch device."""

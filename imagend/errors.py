@@ -11,7 +11,7 @@ ImagendError
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
-│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost
+│   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost, ConnectionLost
 └── Fatal        the operator                             → exit status, status.json
     ├── BadConfig, BadKeys, SpoolLocked, SpoolUnusable, HistoryUnusable, ResultDamaged
     └── UsageError, Unreachable
@@ -311,6 +311,12 @@ class DiskLost(TryAgain):
     """The disk refused the picture {} and no longer has it; it is painted again. See the daemon's log of that time."""
 
     code, status = "INSUFFICIENT_STORAGE", 507
+
+
+class ConnectionLost(TryAgain):
+    """Nothing was fetched from {}: {}."""
+
+    code, status = "DOWNLOAD_FAILED", 502
 
 
 class Fatal(ImagendError):

@@ -1,4 +1,4 @@
-"""What `imagend fetch` may do, as config.yaml says it under `fetch`: from which hosts, how much. Pure."""
+"""What may be fetched, as config.yaml says it under `fetch`: from which hosts, how much. Pure."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ class Fetch(Frozen):
     max_lora_gb: float = Field(2.0, gt=0, description="The largest LoRA (GB).")
     max_model_gb: float = Field(20.0, gt=0, description="The largest of anything else (GB).")
     lora_store_gb: float = Field(50.0, gt=0, description="The most that models/loras/ may hold (GB).")
+
+    at_once: int = Field(1, ge=1, le=8, description="Jobs of kind fetch at the same time. A change needs a restart.")
+    time_limit_s: float = Field(
+        43_200.0,
+        gt=0,
+        description="An attempt at such a job that takes longer fails it. What came is kept a while.",
+    )
 
     def allows(self, host: str) -> bool:
         """`*.` stands for one or more labels, and for no dot-less tail of another name."""

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from imagend import lora, reference_field, schedulers
 from imagend import prompt as prompts
 from imagend.control import MAX_CONTROLS, Control, Preprocess
+from imagend.fetch_spec import Fetch
 from imagend.fields import Frozen as Frozen
 from imagend.fields import ModelName, OfOnePicture, PictureName, SchedulerName, ScheduleType, Side, printable
 from imagend.lora_field import Lora, with_tags
@@ -46,11 +47,13 @@ class Ref(NamedTuple):
 
 
 class Kind(enum.StrEnum):
-    """One kind = one spec class below = one module in imagend/worker/ of the same name."""
+    """One kind = one spec class below = one module in imagend/worker/ of the same name; fetch has a process of its own,
+    imagend/fetch/."""
 
     GENERATE = "generate"
     UPSCALE = "upscale"
     PREPROCESS = "preprocess"
+    FETCH = "fetch"
 
 
 class Outcome(enum.StrEnum):
@@ -78,7 +81,7 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "upscale", "preprocess", "cancel"] = Field(
+    kind: Literal["generate", "upscale", "preprocess", "fetch", "cancel"] = Field(
         description="What to do; each kind has fields of its own, below."
     )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
@@ -275,9 +278,9 @@ class Cancel(Frozen):
 
 SPECS: Mapping[str, type[Frozen]] = {
     **{"generate": Generate, "upscale": Upscale, "preprocess": Preprocess},
-    "cancel": Cancel,
+    **{"fetch": Fetch, "cancel": Cancel},
 }
-Spec = Generate | Upscale | Preprocess
+Spec = Generate | Upscale | Preprocess | Fetch
 
 
 class Job(Frozen):

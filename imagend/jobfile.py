@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from imagend.errors import Expired, InvalidJob, TooLarge
+from imagend.fetch_spec import VARIANT
 from imagend.fields import PICTURE
 from imagend.job import (
     CLIENT_NAME,
@@ -29,6 +30,7 @@ from imagend.job import (
     Spec,
 )
 from imagend.model_names import MODEL_NAME
+from imagend.record import SHA256
 from imagend.signing import job_id
 
 MAX_DEPTH = 16
@@ -36,13 +38,15 @@ CLOCK_SKEW = timedelta(minutes=5)
 MAX_PROBLEMS = 10
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that never ends is taken whole: linear time
 _BRACKET = re.compile(r"[\[\]{}]")
-_PRIVATE = frozenset({"prompt", "negative_prompt"})  # never repeated in a message, which may reach a log
+_PRIVATE = frozenset({"prompt", "negative_prompt", "source", "notes"})  # in no message: it may reach a log
 _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
 _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
     CLIENT_NAME: "must be a client's name as in allowed_signers, 1 to 64 letters, digits and any of . _ @ + -",
     MODEL_NAME: "must be a model's name as `imagend models` lists it, no path: without . or .. and no / at its ends",
     PICTURE: "must be ENTITY/VIEW, as `imagend references` lists them, or sha256: and 64 digits, of a file sent along",
+    SHA256: "must be 64 hexadecimal digits in small letters, as sha256sum prints them",
+    VARIANT: "must be a variant's name, such as fp16",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields

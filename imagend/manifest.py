@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from imagend.architecture import ModelKind
 from imagend.fields import Frozen
 from imagend.job import Outcome
 
@@ -27,6 +28,24 @@ class Artifact(Frozen):
     seed: int | None
     """None of a picture for which nothing was drawn"""
     seconds: float
+
+
+class Installed(Frozen):
+    """A model that was fetched, as it lies in models/."""
+
+    kind: ModelKind
+    name: str = Field(max_length=500)
+    """as `imagend models` lists it, and as other jobs name it"""
+    sha256: str
+    """by which it is pinned: of the file, or, of a folder, as imagend.models.digest() has it"""
+    files: dict[str, str] = Field(max_length=1000)
+    """SHA-256 of each file with weights, by its path in the model's folder"""
+    size: int
+    """bytes, of these files"""
+    source: str | None = Field(max_length=2000)
+    version: str | None = Field(max_length=2000)
+    base: str | None = Field(max_length=2000)
+    license: str | None = Field(max_length=100_000)
 
 
 class Manifest(Frozen):
@@ -53,6 +72,8 @@ class Manifest(Frozen):
     """what had to be loaded for this job, in seconds and bytes; decides no pixel"""
     memory: dict[str, Any] | None = None
     """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
+    installed: Installed | None = None
+    """of a job that fetches: the model that it installed"""
     error: dict[str, Any] | None = None
 
     model_config = ConfigDict(serialize_by_alias=True)

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from imagend.errors import ImagendError, TryAgain
+from imagend.fetch_settings import Fetch
 from imagend.job import Frozen, Outcome, Ref
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Installed
 
 MAX_LINE_BYTES = 1 << 20
 
@@ -29,6 +30,14 @@ class WorkerSettings(Frozen):
     embedding_cache_mb: int = 256
     embeddings: str | None = None
     """the folder of the cache of pictures' embeddings; not a key of config.yaml"""
+
+
+class FetchSettings(Frozen):
+    """What a process that fetches is started with; the keys of config.yaml of the same names."""
+
+    extra_model_paths: str | None = None
+    reserve_mb: int
+    fetch: Fetch
 
 
 class Known(Frozen):
@@ -51,6 +60,8 @@ class Run(Frozen):
     pictures: dict[str, str] = Field(default_factory=dict)
     """where the input pictures are that the spec names; nothing about them is known but that they were there"""
     known: Known = Known()
+    last: bool = False
+    """whether no other attempt will follow, so that nothing need be kept for one"""
 
 
 class Cancel(Frozen):
@@ -73,7 +84,8 @@ class Ready(Frozen):
 
 
 class Progress(Frozen):
-    """Heartbeat and progress in one. `step` counts from 0 to `steps` within picture `picture` of `pictures`."""
+    """Heartbeat and progress in one. `step` counts from 0 to `steps` within picture `picture` of `pictures`; of what is
+    fetched, `bytes_done` of `bytes_total`."""
 
     type: Literal["progress"] = "progress"
     job: Ref
@@ -82,10 +94,12 @@ class Progress(Frozen):
     pictures: int = 0
     step: int = 0
     steps: int = 0
+    bytes_done: int | None = None
+    bytes_total: int | None = None
 
     def told(self) -> dict[str, Any]:
         """As it stands in status.json and in a job's state file."""
-        return self.model_dump(exclude={"type", "job"})
+        return self.model_dump(exclude={"type", "job"}, exclude_none=True)
 
 
 class MemoryShort(Frozen):
@@ -120,8 +134,8 @@ class Failure(Frozen):
 
 
 class Ended(Frozen):
-    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading` and `memory` as in the manifest; `worn`
-    says why the worker wants to be replaced before its next job."""
+    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading`, `memory` and `installed` as in the
+    manifest; `worn` says why the worker wants to be replaced before its next job."""
 
     type: Literal["ended"] = "ended"
     job: Ref
@@ -131,6 +145,7 @@ class Ended(Frozen):
     engine: dict[str, Any] | None = None
     loading: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
+    installed: Installed | None = None
     worn: str = Field(default="", max_length=200)
     failure: Failure | None = None
 

@@ -50,6 +50,7 @@ class Rights(Limits):
     """One client's own limits (those that are not given are those of all), and what only some clients may."""
 
     operator: bool = False
+    fetch: bool = False
     group: str | None = Field(None, pattern=UNIX_GROUP)
     unretrieved_h: float | None = Field(None, gt=0)
     retrieved_h: float | None = Field(None, ge=0)

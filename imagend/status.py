@@ -21,7 +21,9 @@ class Waiting(Frozen):
 
     client: str
     id: str
-    queue_position: int = Field(description="1 is next.")
+    lane: Literal["paint", "fetch"] = Field(description="Each has workers and an order of its own.")
+    queue_position: int = Field(description="In its lane; 1 is next.")
+    queue_length: int = Field(description="Jobs that wait in this lane.")
     estimated_wait_seconds: float | None = Field(description="Until its turn; null while nothing is known.")
 
 
@@ -52,7 +54,8 @@ class Queue(Frozen):
     paused_clients: dict[str, Paused] = Field(description="No job of theirs is handed out.")
     held: int = Field(description="Jobs that are passed over (`imagend hold`).")
     head: tuple[Waiting, ...] = Field(
-        description="The next 100, in the order in which they will be served; none of paused clients, none held."
+        description="The next 100 of each lane, in the order in which they will be served; none of paused clients, "
+        "none held."
     )
     passed_over: tuple[PassedOver, ...] = Field(description="Some of these, 100 at most.")
 
@@ -97,8 +100,11 @@ class _Engine(BaseModel):
 class Worker(Frozen):
     """A worker, by its name in config.yaml. From `job` on: only while it has one."""
 
-    state: Literal["down", "booting", "idle", "busy"]
-    device: str = Field(description="As PyTorch names it.")
+    state: Literal["down", "resting", "booting", "idle", "busy"] = Field(
+        description="`resting`: of the lane `fetch`; its process is started when a job comes."
+    )
+    lane: Literal["paint", "fetch"] = Field(description="Which jobs it takes: those to paint, or those to fetch.")
+    device: str = Field(description="As PyTorch names it; `network` of the lane `fetch`.")
     starts: int = Field(description="How often its process was started.")
     deaths: int = Field(description="How often in a row it died.")
     painted: int = Field(description="Jobs since its process was started.")
@@ -112,6 +118,8 @@ class Worker(Frozen):
     pictures: int | None = Field(None, description="Of how many.")
     step: int | None = Field(None, description="Denoising steps done in this picture.")
     steps: int | None = Field(None, description="Of how many.")
+    bytes_done: int | None = Field(None, description="Of what is fetched: so many have come.")
+    bytes_total: int | None = Field(None, description="Of how many, where that is known.")
 
 
 class Gpu(Frozen):

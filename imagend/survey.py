@@ -1,7 +1,8 @@
 """One look through all models: what can be used, what is refused and why, what is still being copied.
 
 A file is taken up when its header describes it to the byte and it has not changed for some seconds: a download that
-has reserved its room is of full size from the beginning. Each is judged once for as long as it is unchanged.
+has reserved its room is of full size from the beginning. One that we fetched is whole when it comes. Each is judged
+once for as long as it is unchanged.
 """
 
 from __future__ import annotations
@@ -78,16 +79,25 @@ class Survey:
         known = self._judged.get(key)
         if known is not None and known[0] == version:
             return known[1]
-        if not self._is_settled(key, version):
+        if not (self._was_whole(found, version) or self._is_settled(key, version)):
             return None
         judged, passing = self._examine(key[0], found)
         if not passing:
             self._judged[key] = (version, judged)
         return judged
 
+    def _was_whole(self, found: Found, version: _Version) -> bool:
+        """Whether its record, which comes before it, says that it was fetched, and it has not changed since."""
+        try:
+            record = self._records.of(found.path)
+        except ValueError:
+            return False
+        fetched = record.fetched_at if record else None
+        return fetched is not None and _changed_at(version) <= fetched.timestamp()
+
     def _is_settled(self, key: Key, version: _Version) -> bool:
         """By the file's own time, or, where that is of a clock that goes wrong, by ours."""
-        if self._wall() - max(version[3::5], default=0) / 1e9 >= self._settle_s:
+        if self._wall() - _changed_at(version) >= self._settle_s:
             return True
         seen, since = self._seen.get(key, (None, 0.0))
         if seen != version:
@@ -133,6 +143,11 @@ def _version(found: Found) -> _Version:
         for status in states
         for number in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     )
+
+
+def _changed_at(version: _Version) -> float:
+    """When its bytes were last written, in seconds of its file system's clock."""
+    return max(version[3::5], default=0) / 1e9
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -630,6 +630,34 @@ def test_an_interrupt_keeps_what_has_come_and_an_old_part_is_swept(place: Place)
     assert not folder.exists()
 
 
+def test_files_that_had_come_whole_do_not_come_again(place: Place) -> None:
+    class Stop(BaseException):
+        pass
+
+    begun: list[str] = []
+
+    def stop(path: str, *_: Any) -> None:
+        if path.endswith(".safetensors") and path not in begun:
+            begun.append(path)
+        if len(begun) == 3:
+            raise Stop
+
+    files = folder_of(SHAPES_XL)
+    hugging_face(place.server, files)
+    fetcher = place.fetcher()
+    fetcher._tell = stop
+    with pytest.raises(Stop):
+        fetcher.fetch(Wish("https://huggingface.co/org/repo", name="shapes"))
+    (lost,) = place.root.glob(f".fetch/*/tree/{begun[1]}")
+    lost.write_bytes(bytes(lost.stat().st_size))  # by a disk that has died, too
+    asked = len(place.server.asked)
+    fetched = place.fetch("https://huggingface.co/org/repo", name="shapes")
+    came = {path.partition("?")[0][1:] for host, path, _ in place.server.asked[asked:] if host == "cdn.hf.co"}
+    digests = [hashlib.sha256(files[path]).hexdigest() for path in begun]
+    assert [digest in came for digest in digests] == [False, True, True]
+    assert all((fetched.path / path).read_bytes() == files[path] for path in begun)
+
+
 # Slow, hostile or busy servers
 
 

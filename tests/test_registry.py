@@ -392,3 +392,17 @@ def test_what_no_field_names_cannot_be_retired(shop: Home) -> None:
     put(shop.config.models, "embeddings/worst.safetensors", {"clip_l": [1, 768], "clip_g": [1, 1280]})
     done = imagend("models", "retire", "worst", "--reason", "x", cwd=shop.root)
     assert (done.returncode, "it cannot be retired" in done.stderr) == (64, True)
+
+
+def test_what_was_fetched_is_whole_when_it_comes(place: Place) -> None:
+    """It shows at once; what has changed since its record was written waits, as every file does."""
+    for name, fetched_at in (("whole", 2.0**33), ("changed", 2.0**33 - 1.0), ("copied", None)):
+        path = put(place.models, f"loras/{name}.safetensors", LORA)
+        os.utime(path, (2**33, 2**33))
+        if fetched_at is not None:
+            when = datetime.fromtimestamp(fetched_at, UTC)
+            records.write(path, Record(kind=ModelKind.LORA, fetched_at=when))
+    librarian = place.librarian(settle_s=3.0)
+    librarian.look()
+    assert {name for kind, name in librarian.catalog.entries if kind is ModelKind.LORA} == {"whole"}
+    assert {name for _, name in librarian.catalog.arriving} == {"changed", "copied"}

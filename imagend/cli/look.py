@@ -16,6 +16,8 @@ from imagend.outputs import MANIFEST, STATE
 from imagend.results import removal
 from imagend.spool import STALE_INTERVALS, STATUS, State
 
+PROGRESS = ("stage", "picture", "pictures", "step", "steps", "bytes_done", "bytes_total")
+"""What status.json and state files say of how far a running job is."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -65,7 +67,8 @@ def look(config: Config, ref: Ref) -> Sight:
         return Sight("removed", alive, document=removal(config.outputs, ref))
     if states:
         halted = {"waits_for": "resume"} if queue.get("paused") else {}
-        return _waiting((head.get(ref) or told) | halted, queue.get("pending", 0), alive)
+        entry = head.get(ref) or told
+        return _waiting(entry | halted, entry.get("queue_length", queue.get("pending", 0)), alive)
     if any(path.exists() for path in _places(config, ref, "{inbox}/{client}{id}.json")):
         return Sight("inbox", alive)
     if reasons := [
@@ -104,6 +107,12 @@ def span(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def megabytes(worker: dict[str, Any]) -> str:
+    """How much of what is fetched has come."""
+    done, total = worker["bytes_done"] / 1e6, worker.get("bytes_total")
+    return f"{done:.1f} of {total / 1e6:.1f} MB" if total else f"{done:.1f} MB"
 
 
 def shown(text: str) -> str:

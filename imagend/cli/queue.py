@@ -7,20 +7,20 @@ import json
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import daemon_alive, read, span
+from imagend.cli.look import PROGRESS, daemon_alive, megabytes, read, span
 from imagend.cli.status import paused
 from imagend.errors import Unreachable
+from imagend.lanes import Lane
 from imagend.spool import STATUS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--client", metavar="NAME", help="this client's jobs only; places stay those in the whole queue"
-    )
+    parser.add_argument("--client", metavar="NAME", help="this client's jobs only; places stay those among all")
     parser.add_argument("--json", action="store_true", help="one JSON object: running, waiting, passed_over, pending")
     parser.epilog = (
-        "Shown are the next 100 jobs, in the order in which they go if none comes and none is cancelled. Estimates are "
-        "the mean of the last 20 durations per model, size and steps. exit status: 0, or 69 when no daemon runs"
+        "Shown are the next 100 jobs, and the next 100 fetches, which have an order of their own, in the order in "
+        "which they go if none comes and none is cancelled. Estimates are the mean of the last 20 durations per model, "
+        "size and steps. exit status: 0, or 69 when no daemon runs"
     )
 
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _progress(worker: dict[str, Any]) -> dict[str, Any]:
-    return {key: worker[key] for key in ("stage", "picture", "pictures", "step", "steps") if key in worker}
+    return {key: worker[key] for key in PROGRESS if key in worker}
 
 
 _Jobs = list[dict[str, Any]]
@@ -60,11 +60,13 @@ def _lines(running: _Jobs, waiting: _Jobs, passed: _Jobs, pending: int, shown: i
     lines = []
     for job in running:
         step = f" step {job['step']}/{job['steps']}" if job.get("steps") else ""
+        step = f" {megabytes(job)}" if job.get("bytes_done") is not None else step
         lines.append(f"{job['worker']:>6}  {job['client']}/{job['id']}  {job.get('stage', 'starting')}{step}")
     for job in waiting:
         wait = job["estimated_wait_seconds"]
         about = "not known yet" if wait is None else f"about {span(wait)}"
-        lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}")
+        lane = "  to be fetched" if job["lane"] == Lane.FETCH else ""
+        lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}{lane}")
     for job in passed:
         why = "held" if job["waits_for"] == "release" else "its client is paused"
         lines.append(f"     -  {job['client']}/{job['id']}  {why}")

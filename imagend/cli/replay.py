@@ -17,7 +17,7 @@ from imagend.cli.watch import TIMED_OUT, exit_status, parse_ref, shower, wait
 from imagend.config import Config
 from imagend.errors import Rejected, UsageError
 from imagend.fields import digest_of
-from imagend.job import Ref
+from imagend.job import Kind, Ref
 from imagend.likeness import Difference, Likeness, Picture
 from imagend.outputs import MANIFEST
 
@@ -71,6 +71,11 @@ def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
         if sight.state in ("queued", "running", "inbox"):
             raise UsageError(f"{ref} has not ended yet. Wait for it: imagend watch {ref}")
         raise UsageError(f"No manifest of {ref} can be read under {config.outputs}. Whose job is it? Write CLIENT/ID.")
+    if manifest.get("kind") == Kind.FETCH:
+        raise UsageError(
+            f"{ref} fetched a model and painted nothing that could be painted again. To see whether the model is still "
+            f"the same: imagend models verify. To fetch it again: imagend submit fetch {manifest['spec'].get('source')}"
+        )
     if manifest.get("outcome") != "succeeded" or not manifest.get("artifacts"):
         raise UsageError(f"{ref} has no pictures to compare with: its outcome was {manifest.get('outcome')}.")
     return manifest

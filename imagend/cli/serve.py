@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imagend.daemon.executor import Arrived, Mailbox, ReloadRequested, StopRequested, Surveyed
     from imagend.daemon.intake import Arrival, Door, Policy, Verdict
     from imagend.daemon.librarian import Librarian
-    from imagend.daemon.local import LocalExecutor
+    from imagend.daemon.local import Fetching, LocalExecutor
     from imagend.daemon.loop import Daemon
     from imagend.daemon.retention import Retention
     from imagend.daemon.watch import watch
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     mailbox: Mailbox = queue.SimpleQueue()
     spool, outputs = Spool(config.spool), Outputs(config.outputs)
     doors = [Door(inbox, Policy(config, AllowedSigners.parse("", "")), spool.attachments) for inbox in config.inboxes]
-    executor = LocalExecutor(config.slots(), config.models, mailbox, config.for_workers())
+    fetching = Fetching(config.fetch.at_once, lambda: daemon.settings.config.for_fetching())
+    executor = LocalExecutor(config.slots(), config.models, mailbox, config.for_workers(), fetching=fetching)
     survey = Survey(Models(config.models, config.extra_model_paths))
     try:
         spool.open()

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import daemon_alive, read, shown
+from imagend.cli.look import daemon_alive, megabytes, read, shown
 from imagend.errors import Unreachable
 from imagend.spool import STATUS
 
@@ -41,7 +41,8 @@ def _lines(status: dict[str, Any]) -> list[str]:
         *paused(queue),
     ]
     for name, worker in status["workers"].items():
-        lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
+        if worker["state"] != "resting":
+            lines.append(f"{name:8} {worker['state']} on {worker['device']}{_doing(worker)}")
     for gpu in status["gpu"].get("devices", ()):
         heat = "" if gpu["temperature_c"] is None else f", {gpu['temperature_c']} °C"
         lines.append(
@@ -71,4 +72,5 @@ def _doing(worker: dict[str, Any]) -> str:
         if worker.get("steps")
         else ""
     )
+    step = f" {megabytes(worker)}" if worker.get("bytes_done") is not None else step
     return f": {worker['client']}/{worker['job']} {worker.get('stage', 'starting')}{step}"

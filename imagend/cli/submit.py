@@ -15,16 +15,20 @@ from imagend.cli.watch import add_watch_options, follow
 from imagend.config import Config
 from imagend.control import ControlType
 from imagend.errors import Rejected, UsageError
-from imagend.job import SPECS, Header, Ref
+from imagend.job import SPECS, Frozen, Header, Kind, Ref
 from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "source")
+_TYPE = "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", choices=["generate", "upscale", "preprocess"], help="what to do, with the options below"
+        "kind", nargs="?", choices=[kind.value for kind in Kind], help="what to do, with the options below"
+    )
+    parser.add_argument(
+        "field_source", nargs="?", metavar="source", help=f"of fetch only: {_lower(SPECS['fetch'], 'source')}"
     )
     parser.add_argument(
         "--file", type=Path, metavar="PAYLOAD.json", help="instead: a job as JSON ('-': standard input)"
@@ -38,13 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
     fields = parser.add_argument_group("fields of a job (docs/job.md)")
-    every = Header.model_fields | SPECS["preprocess"].model_fields | SPECS["upscale"].model_fields
-    for name, field in (every | SPECS["generate"].model_fields).items():
+    specs = (SPECS[kind].model_fields for kind in ("fetch", "preprocess", "upscale", "generate"))
+    every = dict(item for model_fields in (Header.model_fields, *specs) for item in model_fields.items())
+    for name, field in every.items():
         if (field.alias or name) not in _OWN:
             option = f"--{name.replace('_', '-')}"
-            fields.add_argument(
-                option, dest=f"field_{name}", metavar="VALUE", help=(field.description or "").replace("%", "%%")
-            )
+            text = _TYPE if name == "type" else field.description or ""
+            fields.add_argument(option, dest=f"field_{name}", metavar="VALUE", help=text.replace("%", "%%"))
     fields.add_argument(
         "--lora",
         dest="field_loras",
@@ -113,6 +117,12 @@ def _identity(config: Config, arguments: argparse.Namespace) -> Config:
     return config.model_copy(update={"client": client})
 
 
+def _lower(spec: type[Frozen], field: str) -> str:
+    """A field's description, to follow a colon."""
+    text = spec.model_fields[field].description or ""
+    return text[:1].lower() + text[1:]
+
+
 def _lora(text: str) -> dict[str, Any]:
     name, colon, weight = text.rpartition(":")
     return {"name": name, "weight": _number(weight)} if colon else {"name": text}
@@ -142,6 +152,8 @@ def _weighted(text: str, key: str) -> dict[str, Any]:
 def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     """Pictures that are files here are sent along."""
     pictures = {}
+    if "sha256" in given:
+        given["sha256"] = given["sha256"].lower()
     for holder in (given, *given.get("control", ()), *given.get("references", ())):
         if holder.get("image") and Path(holder["image"]).is_file():
             holder["image"], raw = drop.read_picture(Path(holder["image"]))

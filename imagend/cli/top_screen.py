@@ -219,6 +219,9 @@ def _worker(name: str, worker: dict[str, Any]) -> Row:
     if worker.get("steps"):
         done = (worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"])
         bar = Text(f"{_bar(done)} {done:4.0%}", "green")
+    if worker.get("bytes_total"):
+        done = worker["bytes_done"] / worker["bytes_total"]
+        bar = Text(f"{_bar(done)} {done:4.0%}", "green")
     model = (worker.get("pipeline") or {}).get("model_loaded") or ""
     cells = (name, worker["device"], worker["state"], model, _job(worker))
     return (*map(_text, cells), stage, bar)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import Sight, look, removed, span
+from imagend.cli.look import PROGRESS, Sight, look, megabytes, removed, span
 from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
@@ -120,9 +120,7 @@ def _json_shower(ref: Ref) -> Callable[[Sight], None]:
         nonlocal last
         event: dict[str, Any] = {"id": ref.id, "client": ref.client, "state": sight.state}
         event |= {"position": sight.position} if sight.position else {}
-        event |= {
-            key: sight.worker[key] for key in ("stage", "picture", "pictures", "step", "steps") if key in sight.worker
-        }
+        event |= {key: sight.worker[key] for key in PROGRESS if key in sight.worker}
         event |= {"document": sight.document} if sight.document else {}
         if event != last:
             last = event
@@ -152,6 +150,8 @@ def _sentence(sight: Sight, steps: bool, estimate: bool) -> str:
 
 def _progress(worker: dict[str, Any], steps: bool) -> str:
     stage = str(worker.get("stage", "starting")).replace("_", " ")
+    if worker.get("bytes_done") is not None:
+        return f"{stage}  {megabytes(worker)}" if steps else stage
     if not worker.get("steps"):
         return stage
     picture = f"{stage} picture {worker['picture'] + 1} of {worker['pictures']}"
@@ -171,6 +171,8 @@ def _final(sight: Sight, config: Config, ref: Ref) -> str:
     error = document.get("error")
     lines = [f"{ref.id}  {document['outcome']}" + (f": {error['message']}" if error else f" in {_took(document)}")]
     lines += [f"  {_short(folder / artifact['file'])}" for artifact in document.get("artifacts", ())]
+    if model := document.get("installed"):
+        lines.append(f"  {model['kind']} {model['name']}; pin it as {model['name']}@{model['sha256'][:10]}")
     return "\n".join([*lines, f"  {_short(folder / 'manifest.json')}"])
 
 

@@ -12,8 +12,10 @@ from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.daemon.slots import Running
 from imagend.daemon.turn import Turn
+from imagend.daemon.unlisted import Unlisted
 from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput, NoSpace
-from imagend.job import Outcome
+from imagend.job import Kind, Outcome
+from imagend.lanes import lane_of
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -24,12 +26,22 @@ log = structlog.get_logger()
 class Aftermath:
     """Decides; what is to be written is owed to the disk."""
 
-    def __init__(self, spool: Spool, outputs: Outputs, turn: Turn, disk: Disk, ending: Ending) -> None:
+    def __init__(
+        self, spool: Spool, outputs: Outputs, turn: Turn, disk: Disk, ending: Ending, unlisted: Unlisted
+    ) -> None:
         self.spool, self.outputs, self.turn, self.disk, self.ending = spool, outputs, turn, disk, ending
+        self.unlisted = unlisted
+
+    def tend(self, max_attempts: int, stopping: bool) -> None:
+        """Go on with what waited for the catalogue."""
+        for running, ended in self.unlisted.listed(all_of_them=stopping):
+            self.disk.owe(partial(self.publish, running, ended, max_attempts))
 
     def ended(self, running: Running, ended: Ended, max_attempts: int) -> None:
         """The worker says that the attempt is over."""
-        if ended.outcome is Outcome.SUCCEEDED:
+        if ended.outcome is Outcome.SUCCEEDED and running.job.kind is Kind.FETCH:
+            self.unlisted.add(running, ended)
+        elif ended.outcome is Outcome.SUCCEEDED:
             self.disk.owe(partial(self.publish, running, ended, max_attempts))
         elif running.cancelled:
             self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
@@ -85,4 +97,4 @@ class Aftermath:
         on_disk()
         job = running.job
         self.ending.health.events.tell("requeued", job.ref, attempt=running.attempt, code=code)
-        self.turn.add(job.ref, job.header.priority, first=True)
+        self.turn.add(job.ref, job.header.priority, first=True, lane=lane_of(job.kind))

@@ -191,7 +191,7 @@ def _workers(workers: dict[str, Any]) -> str:
                 of = f" {worker['picture'] + 1}/{worker['pictures']}" if worker.get("pictures") else ""
                 steps = escape(f"{worker.get('stage', 'starting')}{of}").replace("_", " ")
             model = (worker.get("pipeline") or {}).get("model_loaded") or ""
-            bar = progress(_done(worker)) if worker.get("steps") else ""
+            bar = progress(_done(worker)) if worker.get("steps") or worker.get("bytes_total") else ""
             yield escape(name), escape(worker["device"]), escape(worker["state"]), escape(model), job, steps, bar
 
     return _table(("worker", "device", "state", "model", "job", "stage", ""), rows(), "there is none")
@@ -199,6 +199,8 @@ def _workers(workers: dict[str, Any]) -> str:
 
 def _done(worker: dict[str, Any]) -> float:
     """The part of its job that a worker has done."""
+    if worker.get("bytes_total"):
+        return float(worker["bytes_done"] / worker["bytes_total"])
     return float((worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"]))
 
 

@@ -13,7 +13,7 @@ from imagend import jobfile, signing
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
 from imagend.errors import Rejected
-from imagend.job import Job, Outcome, Ref
+from imagend.job import Job, Kind, Outcome, Ref
 from imagend.manifest import Manifest
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
@@ -143,6 +143,7 @@ class Ending:
             engine=ended.engine if ended else None,
             loading=ended.loading if ended else None,
             memory=ended.memory if ended else None,
+            installed=ended.installed if ended and told["kind"] == Kind.FETCH else None,
             error=failure.error.model_dump() if failure else None,
             **told,
         )

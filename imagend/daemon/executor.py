@@ -55,7 +55,7 @@ Mailbox = queue.SimpleQueue[Event]
 
 class Executor(Protocol):
     def slots(self) -> Mapping[str, str]:
-        """Slot name → device."""
+        """Slot name → device; which lane a slot is of, its device says (imagend.lanes)."""
 
     def start(self, worker: str) -> None: ...
 

@@ -24,6 +24,7 @@ from imagend.daemon.retention import Retention
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
+from imagend.lanes import Lane
 from imagend.manifest import Manifest
 from imagend.orders import Wishes
 from imagend.spool import STATUS, Spool
@@ -143,12 +144,14 @@ class Health:
 
     def state(self, slots: Iterable[Slot]) -> str:
         """One word for the whole: degraded, starting, busy or ready."""
-        states = {slot.state for slot in slots}
+        lanes: dict[Lane, set[str]] = {lane: set() for lane in Lane}
+        for slot in slots:
+            lanes[slot.lane].add(slot.state)
         if self.reasons:
             return "degraded"
-        if states & {"down", "booting"}:
+        if lanes[Lane.PAINT] & {"down", "booting"}:
             return "starting"
-        return "busy" if "busy" in states else "ready"
+        return "busy" if "busy" in lanes[Lane.PAINT] | lanes[Lane.FETCH] else "ready"
 
     def due(self, now: float, changed: bool) -> bool:
         """Write at every change, but at most every MIN_INTERVAL_S, and at least every heartbeat."""

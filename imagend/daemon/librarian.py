@@ -58,6 +58,9 @@ class Librarian:
         self.hint = threading.Event()
         self.yielding = False
         """set by the loop while a worker reads a model: hashing leaves the disk to it"""
+        self.looks = 0
+        """how many looks have ended"""
+        self._begun = 0
         self._survey, self._reference = survey, reference
         self._path, self._tell, self._clock = spool / FILE, tell, clock
         self._hashes = HashFile(spool)
@@ -105,6 +108,11 @@ class Librarian:
             if retired and retired.at <= accepted:
                 raise RetiredModel(kind.noun, entry.model.name, retired.reason)
 
+    def next_look(self) -> int:
+        """Ask for a look, and say its number: once `looks` has come to it, what lies in the folders now is known."""
+        self.hint.set()
+        return self._begun + 1
+
     def trouble(self, now: float) -> str | None:
         """What the operator should know."""
         folders = self._survey.models.folders
@@ -131,6 +139,7 @@ class Librarian:
     def look(self) -> None:
         """Look through all folders, and write the catalogue if it has changed. Raises OSError."""
         self.hint.clear()
+        self._begun += 1
         self._live()
         self.library = references.look(self._reference, self._live)
         for catalog in self._survey.look(self._live):
@@ -138,7 +147,7 @@ class Librarian:
                 self.catalog, self.ready = self._with_hashes(catalog), True
                 self._tell()
         self.catalog = self._with_hashes(catalog)
-        self._looked_at = self._clock()
+        self._looked_at, self.looks = self._clock(), self._begun
         self._write()
 
     def hash_all(self) -> None:

@@ -12,6 +12,7 @@ from imagend import presets
 from imagend.config import Config
 from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, InvalidJob, QueueFull, RateLimited
+from imagend.fetch_spec import Fetch
 from imagend.job import CancelRequest, Generate, Job
 from imagend.model_names import wanted
 from imagend.rights import Limits, Rights
@@ -35,6 +36,8 @@ def check(item: Job | CancelRequest, config: Config) -> None:
         raise _forbidden("priority", item.header.priority, why)
     if isinstance(item.spec, Generate):
         _check_painting(item, item.spec, rights, config)
+    elif isinstance(item.spec, Fetch):
+        _check_fetching(item, item.spec, rights, config)
 
 
 def _check_place(item: Job | CancelRequest, config: Config) -> None:
@@ -63,6 +66,21 @@ def _check_painting(item: Job, spec: Generate, rights: Rights, config: Config) -
             f"{rights.max_work:,.0f} that {_whom(item)} may ask for in one job (max_work). Ask for fewer pictures or "
             "steps or a smaller size, in several jobs if need be.",
             detail=[{"field": "count", "value": spec.count or len(spec.seeds or (0,))}],
+        )
+
+
+def _check_fetching(item: Job, spec: Fetch, rights: Rights, config: Config) -> None:
+    if not rights.fetch:
+        raise Forbidden(
+            f"kind: fetch is not allowed for {_whom(item)}, who has not the right to fetch models. If you need it, ask "
+            f"the operator for it: in config.yaml, clients: {{{item.signer}: {{fetch: true}}}}",
+            detail=[{"field": "kind", "value": item.kind}],
+        )
+    if not config.fetch.allows(spec.host):
+        raise Forbidden(
+            f"source: {spec.host} is not among the hosts that may be fetched from. If you need it, ask the operator "
+            "(fetch.hosts in config.yaml).",
+            detail=[{"field": "source", "value": spec.host}],
         )
 
 

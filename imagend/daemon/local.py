@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import structlog
 
 from imagend import messages
 from imagend.daemon.executor import Died, Heard, Mailbox
+from imagend.lanes import NETWORK, Lane, lane_at
 
 log = structlog.get_logger()
 
@@ -34,6 +35,15 @@ _MB = 1 << 20
 
 class Babble(ValueError):
     """More words than anyone can hear."""
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How processes that fetch are started; `settings` are asked for each of them."""
+
+    at_once: int
+    settings: Callable[[], messages.FetchSettings]
+    command: Sequence[str] = (sys.executable, "-m", "imagend.fetch")
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,11 @@ class LocalExecutor:
         mailbox: Mailbox,
         settings: messages.WorkerSettings | None = None,
         command: Sequence[str] = (),
+        fetching: Fetching | None = None,
     ) -> None:
-        self._devices, self._models, self._mailbox = devices, models, mailbox
+        fetchers = {f"fetch{number}": NETWORK for number in range(fetching.at_once)} if fetching else {}
+        self._devices, self._models, self._mailbox = {**devices, **fetchers}, models, mailbox
+        self._fetching = fetching
         self._settings = (settings or messages.WorkerSettings()).model_dump_json()
         self._command = tuple(command) or (sys.executable, "-m", "imagend.worker")
         self._children: dict[str, _Child] = {}
@@ -93,11 +106,14 @@ class LocalExecutor:
 
     def _start(self, worker: str) -> None:
         ours, theirs = socket.socketpair()
-        arguments = ["--fd", str(theirs.fileno()), "--device", self._devices[worker]]
-        arguments += ["--models", str(self._models), "--settings", self._settings]
+        command, settings, device = self._command, self._settings, self._devices[worker]
+        if self._fetching and lane_at(device) is Lane.FETCH:
+            command, settings = tuple(self._fetching.command), self._fetching.settings().model_dump_json()
+        arguments = ["--fd", str(theirs.fileno()), "--device", device]
+        arguments += ["--models", str(self._models), "--settings", settings]
         with theirs:
             process = subprocess.Popen(
-                (*self._command, *arguments),
+                (*command, *arguments),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),

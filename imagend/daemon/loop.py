@@ -32,6 +32,7 @@ from imagend.daemon.settings import Settings
 from imagend.daemon.slots import Running, Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
+from imagend.daemon.unlisted import LOOK_S, Unlisted
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Failure, Known, MemoryShort, Message, Progress, Ready, Run, Stop
@@ -85,7 +86,8 @@ class Daemon:
             lambda: self.settings.config,
             self.stop_job,
         )
-        self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending)
+        unlisted = Unlisted(librarian, lambda: self.clock())
+        self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending, unlisted)
         self.operator = Operator(spool, outputs, self.turn, self.disk, self.ending, self.slots.values(), executor)
         self._stop_by = self._tidy_at = 0.0
         self.stopping, self._changed = False, True
@@ -100,7 +102,7 @@ class Daemon:
 
     @property
     def stopped(self) -> bool:
-        down = all(slot.state == "down" for slot in self.slots.values())
+        down = not any(slot.up for slot in self.slots.values())
         hopeless = self.clock() > self._stop_by and not self.disk.well
         return self.stopping and down and (not self.unwritten or hopeless)
 
@@ -114,11 +116,12 @@ class Daemon:
         self.operator.tend(self.settings.config, now)
         if not self.stopping:
             for slot in self.slots.values():
-                slot.tend(self.executor, self.settings.config, now)
+                slot.tend(self.executor, self.settings.config, now, wanted=self.turn.next(slot.lane) is not None)
             if room and self.disk.well and self.librarian.ready:
                 self.hand_out()
         elif now > self._stop_by:
             self.kill_all()
+        self.aftermath.tend(self.settings.config.max_attempts, self.stopping)
         self.disk.pay()  # after hand_out: the next job is painted while the last one is published
         self.tidy(now)
         self.librarian.yielding = any(slot.is_loading for slot in self.slots.values())
@@ -146,8 +149,9 @@ class Daemon:
     def _patience_s(self) -> float:
         now = self.clock()
         longest = MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
-        idle = any(slot.state == "idle" for slot in self.slots.values())
-        if idle and self.turn.next() and self.disk.well and self.reception.open and self.librarian.ready:
+        longest = min(longest, LOOK_S) if self.aftermath.unlisted else longest
+        due = any(slot.state == "idle" and self.turn.next(slot.lane) for slot in self.slots.values())
+        if due and self.disk.well and self.reception.open and self.librarian.ready:
             return 0.0  # a job ended before it was painted: the next one waits
         if self.disk.owing:
             return max(0.0, min(longest, self.disk.again_at - now))
@@ -187,7 +191,7 @@ class Daemon:
     def hand_out(self) -> None:
         """Give each idle worker the job whose turn it is; no more at once, so that the loop stays quick."""
         for slot in self.slots.values():
-            if slot.state == "idle" and (ref := self.turn.next()) is not None:
+            if slot.state == "idle" and (ref := self.turn.next(slot.lane)) is not None:
                 try:
                     self.start(slot, ref)
                 except OSError as error:  # it keeps its place
@@ -210,11 +214,12 @@ class Daemon:
         folder = str(self.outputs.draft(ref))
         attempt = self.ending.claim(ref)
         now = self.clock()
-        until = now + self.settings.config.time_limit_s
+        until = now + slot.limit_s(self.settings.config)
         slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
         memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
         known = Known(digests=self.librarian.known(fields), memory=memory)
-        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, pictures=pictures, known=known)
+        last = attempt >= self.settings.config.max_attempts
+        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, pictures=pictures, known=known, last=last)
         self.executor.send(slot.name, run)
         log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 
@@ -256,7 +261,7 @@ class Daemon:
     def recover(self) -> None:
         self.share()
         for queued in recover(self.spool, self.outputs, self.ending, self.settings.config.max_attempts):
-            self.turn.add(queued.ref, queued.priority)
+            self.turn.add(queued.ref, queued.priority, lane=queued.lane)
 
     def stop(self) -> None:
         """First: workers leave at their next step, jobs go back to the queue unharmed. Second: at once."""
@@ -278,7 +283,7 @@ class Daemon:
     @property
     def unwritten(self) -> bool:
         """Whether something is yet to be written down."""
-        return self.disk.owing or self.ending.untidied > 0
+        return self.disk.owing or self.ending.untidied > 0 or len(self.aftermath.unlisted) > 0
 
     @property
     def busy(self) -> bool:

@@ -108,7 +108,7 @@ class Metrics:
         busy = GaugeMetricFamily("imagend_worker_busy", "1 while it has a job", labels=("worker",))
         starts = CounterMetricFamily("imagend_worker_starts", "How often its process was started", labels=("worker",))
         for slot in self._slots:
-            up.add_metric((slot.name, slot.device), float(slot.state in ("idle", "busy")))
+            up.add_metric((slot.name, slot.device), float(slot.state in ("resting", "idle", "busy")))
             busy.add_metric((slot.name,), float(slot.running is not None))
             starts.add_metric((slot.name,), slot.starts)
         yield from (up, busy, starts)

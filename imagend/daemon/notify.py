@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from imagend.daemon.health import DOOR_LIMIT_S
 from imagend.daemon.loop import Daemon
 from imagend.daemon.slots import Slot
+from imagend.lanes import Lane
 
 STATUS_S = 1.0
 """The status line is told at most this often, and only if it is another one."""
@@ -85,7 +86,7 @@ class Systemd:
         """
         doors = all(door.looked or now - door.looked_at > DOOR_LIMIT_S for door in self._daemon.doors)
         models = self._daemon.librarian.ready or self._daemon.librarian.trouble(now) is not None
-        slots = self._daemon.slots.values()
+        slots = [slot for slot in self._daemon.slots.values() if slot.lane is Lane.PAINT]
         up = any(slot.state in ("idle", "busy") for slot in slots) or all(slot.deaths > 1 for slot in slots)
         return doors and models and up
 
@@ -116,6 +117,8 @@ def _work(slot: Slot) -> str:
     elif progress.steps:
         picture = f"{progress.picture + 1}/{progress.pictures} " if progress.pictures > 1 else ""
         doing = f"{picture}step {progress.step}/{progress.steps}"
+    elif progress.bytes_done is not None:
+        doing = f"{progress.stage} {progress.bytes_done / 1e6:.0f} MB"
     else:
         doing = progress.stage
     return f"{ref.client} {ref.id[:4]}… {doing}"

@@ -20,6 +20,7 @@ from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
 from imagend.errors import Rejected
 from imagend.job import Outcome, Ref
+from imagend.lanes import lane_of
 from imagend.orders import Orders, name_of
 from imagend.outputs import Outputs
 from imagend.spool import Spool, State
@@ -106,7 +107,7 @@ class Operator:
             self.spool.reopen(ref, manifest)
             self.outputs.withdraw(ref)
         self.spool.requeue_ended(ref)
-        self.turn.add(ref, job.header.priority)
+        self.turn.add(ref, job.header.priority, lane=lane_of(job.kind))
         self.ending.health.events.tell("requeued", ref, attempt=0, code=None)
         log.info("queued again by the operator", job=str(ref))
 

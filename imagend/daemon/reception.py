@@ -16,6 +16,7 @@ from imagend.daemon.limits import Gate
 from imagend.daemon.turn import Turn
 from imagend.errors import QueueFull, RateLimited, UnknownJob
 from imagend.job import CancelRequest, Job, Outcome, Ref
+from imagend.lanes import lane_of
 from imagend.outputs import Outputs
 from imagend.spool import Spool, State
 
@@ -88,7 +89,7 @@ class Reception:
             if ended or self.spool.where(job.ref) is State.DONE:
                 self.spool.attachments.release(job.ref)
         else:
-            self.turn.add(job.ref, job.header.priority)
+            self.turn.add(job.ref, job.header.priority, lane=lane_of(job.kind))
             accepted.append(job)
         return None
 

@@ -23,6 +23,7 @@ from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.errors import DaemonDied, Rejected
 from imagend.job import Outcome, Ref
+from imagend.lanes import Lane, lane_of
 from imagend.messages import Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool, State
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 class Queued:
     ref: Ref
     priority: int
+    lane: Lane
 
 
 def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -> list[Queued]:
@@ -53,20 +55,19 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     queued = []
     pending = [ticket.ref for ticket in sorted(waiting + requeued) if ticket not in ended]
     for ref, raw in zip(pending, spool.read_pending(pending), strict=True):
-        priority = _priority(ref, raw)
-        if priority is None:
+        if (place := _place(ref, raw)) is None:
             log.error("a job's file is damaged; it was set aside: submit it again", job=str(ref))
             spool.set_aside(ref)
         else:
-            queued.append(Queued(ref, priority))
+            queued.append(Queued(ref, *place))
     ending.tidy()
     outputs.sweep({entry.ref for entry in queued})
     spool.attachments.sweep({entry.ref for entry in queued})
     return queued
 
 
-def _priority(ref: Ref, raw: bytes) -> int | None:
-    """A queued job's priority, without parsing all of it, for 100,000 may wait; None if these are not the job's bytes.
+def _place(ref: Ref, raw: bytes) -> tuple[int, Lane] | None:
+    """A queued job's priority and lane, without checking all of it, for 100,000 may wait; None if its bytes are others.
 
     They can be cut: a power failed before accept's fsync. Then its sender was told nothing and its inbox still has it.
     """
@@ -74,10 +75,12 @@ def _priority(ref: Ref, raw: bytes) -> int | None:
         body, _ = signing.split(raw)
         if signing.job_id(ref.client, body) != ref.id:
             return None
-        priority = json.loads(body).get("priority", 5)
+        fields = json.loads(body)
+        priority, kind = fields.get("priority", 5), fields.get("kind")
     except (Rejected, ValueError):
         return None
-    return priority if isinstance(priority, int) else 5  # what an older imagend took in is judged when its turn comes
+    # What an older imagend took in is judged when its turn comes.
+    return priority if isinstance(priority, int) else 5, lane_of(kind)
 
 
 def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:

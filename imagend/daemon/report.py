@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -16,7 +16,8 @@ from imagend.daemon.retention import Retention
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
-from imagend.job import Outcome, Ref
+from imagend.job import Outcome
+from imagend.lanes import Lane
 from imagend.manifest import Manifest
 from imagend.orders import Pause, Wishes
 from imagend.spool import STALE_INTERVALS, Spool
@@ -95,7 +96,7 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
                     {"client": ref.client, "id": ref.id, "waits_for": word}
                     for ref, word in turn.passed_over(HEAD).items()
                 ),
-                "head": _head(health, turn.head(HEAD), at),
+                "head": tuple(one for lane in Lane for one in _head(health, turn, lane, at)),
             },
             "workers": {slot.name: _worker(slot) for slot in slots},
             "gpu": health.driver.seen,
@@ -108,13 +109,19 @@ def report(health: Known, now: float, state: str, slots: tuple[Slot, ...], turn:
     )
 
 
-def _head(health: Known, head: list[Ref], at: datetime) -> tuple[dict[str, Any], ...]:
-    """The next jobs in the order in which they will be served if none comes and none goes."""
-    waits = health.states.waits(head, at) if health.states else [None] * len(head)
-    return tuple(
-        {"client": ref.client, "id": ref.id, "queue_position": place, "estimated_wait_seconds": wait}
-        for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1)
-    )
+def _head(health: Known, turn: Turn, lane: Lane, at: datetime) -> Iterator[dict[str, Any]]:
+    """The next jobs of a lane in the order in which they will be served if none comes and none goes."""
+    head = turn.head(HEAD, lane)
+    waits = health.states.waits(head, lane, at) if health.states else [None] * len(head)
+    for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1):
+        yield {
+            "client": ref.client,
+            "id": ref.id,
+            "lane": lane,
+            "queue_position": place,
+            "queue_length": turn.length(lane),
+            "estimated_wait_seconds": wait,
+        }
 
 
 def _paused(pause: Pause) -> dict[str, str]:
@@ -122,8 +129,8 @@ def _paused(pause: Pause) -> dict[str, str]:
 
 
 def _worker(slot: Slot) -> dict[str, Any]:
-    worker: dict[str, Any] = {"state": slot.state, "device": slot.device, "starts": slot.starts, "deaths": slot.deaths}
-    worker |= {"painted": slot.painted, "pipeline": slot.pipeline}
+    worker: dict[str, Any] = {"state": slot.state, "lane": slot.lane, "device": slot.device}
+    worker |= {"starts": slot.starts, "deaths": slot.deaths, "painted": slot.painted, "pipeline": slot.pipeline}
     if slot.running is not None:
         ref, progress = slot.running.job.ref, slot.running.progress
         worker |= {"job": ref.id, "client": ref.client, "attempt": slot.running.attempt}

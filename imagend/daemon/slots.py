@@ -1,4 +1,8 @@
-"""The places where workers stand. Workers come and go; slots stay."""
+"""The places where workers stand. Workers come and go; slots stay.
+
+A slot of the lane FETCH has a process only while it is wanted, and a new one for each job: it has the newest settings,
+and nothing that knows the network outlives its work.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,9 @@ from imagend.config import Config
 from imagend.daemon.events import Events
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
-from imagend.errors import ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
+from imagend.errors import DownloadFailed, ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
 from imagend.job import Job, Ref, Spec
+from imagend.lanes import Lane, lane_at
 from imagend.memory_plan import Stage
 from imagend.messages import Cancel, Ended, MemoryShort, Progress, Stop
 from imagend.status import Pipeline
@@ -40,7 +45,8 @@ class Running:
 
 @dataclass
 class Slot:
-    """A slot is down, booting, idle or busy; which one follows from its fields."""
+    """A slot is down (or resting, where that is as it should be), booting, idle or busy; which one follows from its
+    fields."""
 
     name: str
     device: str
@@ -58,9 +64,17 @@ class Slot:
     leaving: bool = False  # we asked it to: no death
 
     @property
+    def lane(self) -> Lane:
+        return lane_at(self.device)
+
+    @property
+    def on_demand(self) -> bool:
+        return self.lane is Lane.FETCH
+
+    @property
     def state(self) -> str:
         if not self.up:
-            return "down"
+            return "resting" if self.on_demand and self.deaths < 2 else "down"
         if (
             not self.ready or self.killed or self.leaving
         ):  # the dying get no new job, even if the last one ended in time
@@ -74,22 +88,39 @@ class Slot:
             return False
         return self.running.progress is None or self.running.progress.stage == Stage.LOADING
 
-    def tend(self, executor: Executor, config: Config, now: float) -> None:
-        """Start what is down and due, kill what is silent or late. Called at every look around."""
-        if self.state == "down" and now >= self.deadline:
-            self.up, self.deadline, self.painted = True, now + config.boot_limit_s, 0
-            self.starts += 1
-            executor.start(self.name)
+    def tend(self, executor: Executor, config: Config, now: float, wanted: bool = True) -> None:
+        """Start what is down and due, kill what is silent or late. Called at every look around; `wanted`: whether a job
+        of its lane waits."""
+        if not self.up:
+            if now >= self.deadline and (wanted or not self.on_demand):
+                self._start(executor, config, now)
         elif self.state == "booting" and now > self.deadline:
             limit = "stop_grace_s" if self.leaving else "boot_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
+        elif self.state == "idle" and self.on_demand and (self.painted or not wanted):
+            self._leave(executor, config, now)
         elif self.state == "idle" and self.painted:
             self._renew_if_due(executor, config, now)
         elif self.running and now > self.running.until:
-            self._kill(executor, TimeLimit(config.time_limit_s))
+            self._kill(executor, self._too_long(config))
         elif self.running and now > self.deadline:
             limit = "cancel_grace_s" if self.running.cancelled else "silence_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
+
+    def _start(self, executor: Executor, config: Config, now: float) -> None:
+        self.up, self.deadline, self.painted = True, now + config.boot_limit_s, 0
+        self.starts += 1
+        executor.start(self.name)
+
+    def limit_s(self, config: Config) -> float:
+        """How long an attempt may take."""
+        return config.fetch.time_limit_s if self.lane is Lane.FETCH else config.time_limit_s
+
+    def _too_long(self, config: Config) -> ImagendError:
+        if self.lane is Lane.FETCH:
+            why = f"it took longer than {config.fetch.time_limit_s:g} s (fetch.time_limit_s in config.yaml)"
+            return DownloadFailed("its source", f"{why}. What came is kept for some days: send the job again to go on")
+        return TimeLimit(config.time_limit_s)
 
     def _renew_if_due(self, executor: Executor, config: Config, now: float) -> None:
         """Renew a worker that has done its share, or has grown. Never one that paints."""
@@ -104,6 +135,9 @@ class Slot:
     def _renew(self, executor: Executor, config: Config, now: float, why: str) -> None:
         """Ask a worker to make room for a new one."""
         log.info("a worker is replaced", worker=self.name, why=why)
+        self._leave(executor, config, now)
+
+    def _leave(self, executor: Executor, config: Config, now: float) -> None:
         self.leaving, self.deadline = True, now + config.stop_grace_s
         executor.send(self.name, Stop())
 
@@ -162,6 +196,8 @@ class Slot:
             self.pipeline = Pipeline.of(told.engine, told.memory)
         assert running is not None  # holds() said so
         failure = told.failure
+        if self.on_demand:  # its next job meets another process in any case
+            return running
         if failure and (failure.traceback or (failure.try_again and failure.error.code != NoSpace.code)):
             self._kill(executor, WorkerDied(self.name, "replaced", 1))
         elif told.worn:

@@ -6,7 +6,7 @@ whose places are true of the moment in `at`: a newcomer behind 10,000 others is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from imagend.daemon.outlook import HEAD, Outlook
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
 from imagend.job import Ref
+from imagend.lanes import Lane, lane_of
 from imagend.manifest import Manifest
 from imagend.outputs import Outputs
 
@@ -24,6 +25,8 @@ FILES = 50
 FRESH_S = 10.0
 """One whose place is the same is written anew after so long, for its estimate."""
 
+_Place = tuple[Lane, int, Ref]
+
 
 class States:
     def __init__(self, outputs: Outputs, turn: Turn, slots: Iterable[Slot], outlook: Outlook) -> None:
@@ -31,7 +34,8 @@ class States:
         self._told: dict[Ref, tuple[Any, float]] = {}  # what was told of a job, and when
         self._gone: set[Ref] = set()
         self.trouble: str | None = None
-        self._walk: Iterator[tuple[int, Ref]] = iter(())
+        self._painters = [slot for slot in self._slots if slot.lane is Lane.PAINT]
+        self._walk: Iterator[_Place] = iter(())
         self._began = datetime.now(UTC)
         self._walked = self._again = -FRESH_S
         self._left, self._recovered = 0, False
@@ -46,7 +50,8 @@ class States:
 
     def ended(self, manifest: Manifest) -> None:
         """It is published: a reader needs no hint any more."""
-        self.outlook.durations.learn(manifest)
+        if lane_of(manifest.kind) is Lane.PAINT:
+            self.outlook.durations.learn(manifest)
         ref = Ref(manifest.client, manifest.id)
         if self._told.pop(ref, None):
             self._gone.add(ref)
@@ -81,37 +86,50 @@ class States:
             if slot.running is not None:
                 step = slot.running.progress.told() if slot.running.progress else {}
                 self._show(slot.running.job.ref, {"state": "running"} | step, {}, now, at)
-        head = self._turn.head(HEAD)
-        waits = self.waits(head, at)
-        for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1):
-            self._queued(ref, place, wait, now, at)
+        last: dict[Lane, float | None] = {}
+        for lane in Lane:
+            head = self._turn.head(HEAD, lane)
+            waits = self.waits(head, lane, at)
+            last[lane] = waits[-1] if waits else None
+            for place, (ref, wait) in enumerate(zip(head, waits, strict=True), 1):
+                self._queued(ref, lane, place, wait, now, at)
         self._left += FILES // 2  # kept for the rest, however fast the head moves
         for ref, word in self._turn.passed_over(HEAD).items():
             self._show(ref, {"state": "queued", "waits_for": word}, {}, now, at)
-        if len(self._turn) > HEAD and waits:
-            self._tell_the_rest(waits[-1], now, at)
+        if any(self._turn.length(lane) > HEAD for lane in Lane):
+            self._tell_the_rest(last, now, at)
 
-    def waits(self, head: list[Ref], at: datetime) -> list[float | None]:
-        """Of each job at the head: seconds until its turn, if that is known and no operator stands before it."""
-        return [None] * len(head) if self._turn.halted else self.outlook.waits(head, self._slots, at)
+    def waits(self, head: list[Ref], lane: Lane, at: datetime) -> list[float | None]:
+        """Of each job at the head: seconds until its turn, if that is known and no operator stands before it. How long
+        a fetch takes, nobody knows."""
+        if self._turn.halted or lane is Lane.FETCH:
+            return [None] * len(head)
+        return self.outlook.waits(head, self._painters, at)
 
-    def _tell_the_rest(self, last: float | None, now: float, at: datetime) -> None:
+    def _tell_the_rest(self, last: Mapping[Lane, float | None], now: float, at: datetime) -> None:
         """Go on with a walk through the queue as it stood when the walk began; then begin anew."""
         mean = self.outlook.durations.expect(None)
         for _ in range(self._left):
-            place, ref = next(self._walk, (0, None))
-            if ref is None:
+            if (one := next(self._walk, None)) is None:
                 if now - self._walked < FRESH_S:
                     return
-                self._walk, self._walked, self._began = enumerate(self._turn.snapshot(), 1), now, at
-            elif place > HEAD and ref in self._turn:
-                each = None if mean is None else mean / max(1, len(self._slots))
-                wait = None if last is None or each is None else round(last + (place - HEAD) * each, 1)
-                self._queued(ref, place, wait, now, self._began)
+                self._walk, self._walked, self._began = self._places(), now, at
+                continue
+            lane, place, ref = one
+            if place > HEAD and ref in self._turn:
+                known, each = last[lane], None if mean is None else mean / max(1, len(self._painters))
+                wait = None if known is None or each is None else round(known + (place - HEAD) * each, 1)
+                self._queued(ref, lane, place, wait, now, self._began)
 
-    def _queued(self, ref: Ref, place: int, wait: float | None, now: float, at: datetime) -> None:
+    def _places(self) -> Iterator[_Place]:
+        """Of all that wait now, lane after lane."""
+        walks = [(lane, self._turn.snapshot(lane)) for lane in Lane]
+        return ((lane, place, ref) for lane, walk in walks for place, ref in enumerate(walk, 1))
+
+    def _queued(self, ref: Ref, lane: Lane, place: int, wait: float | None, now: float, at: datetime) -> None:
         told = {"state": "queued", "queue_position": place}
-        self._show(ref, told, {"queue_length": len(self._turn), "estimated_wait_seconds": wait}, now, at)
+        more = {"queue_length": self._turn.length(lane), "estimated_wait_seconds": wait}
+        self._show(ref, told, more, now, at)
 
     def _show(self, ref: Ref, told: dict[str, Any], more: dict[str, Any], now: float, at: datetime) -> None:
         before, when = self._told.get(ref, (None, 0.0))

@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 from imagend.architecture import ModelKind
 from imagend.errors import DownloadFailed
 from imagend.fetch.plan import Item, Plan, short, tame
+from imagend.sources import AIR
+from imagend.sources import CIVITAI as HOST
 
-HOST = "civitai.com"
 _API = f"https://{HOST}/api/v1"
-_AIR = re.compile(r"(?:urn:)?(?:air:)?(?:[a-z0-9_]+:[a-z0-9_]+:)?civitai:(\d{1,12})(?:@(\d{1,12}))?(?:\.\w+)?", re.I)
 _PAGE = re.compile(r"/models/(\d{1,12})(?:/[^/]*)?/?")
 _VERSION = re.compile(r"/api/(?:download/models|v1/model-versions)/(\d{1,12})/?")
 _KINDS = {
@@ -28,10 +28,6 @@ _KINDS = {
 }
 _LICENSE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
 Json = Callable[[str], dict[str, Any]]
-
-
-def is_ours(text: str) -> bool:
-    return text.isdecimal() or bool(_AIR.fullmatch(text)) or urlsplit(text).hostname in (HOST, f"www.{HOST}")
 
 
 def plan(text: str, json: Json) -> Plan:
@@ -73,7 +69,7 @@ def plan(text: str, json: Json) -> Plan:
 def _numbers(text: str) -> tuple[str | None, str | None]:
     if text.isdecimal():
         return None, text
-    if air := _AIR.fullmatch(text):
+    if air := AIR.fullmatch(text):
         return air[1], air[2]
     parts = urlsplit(text)
     if found := _VERSION.fullmatch(parts.path):

@@ -65,14 +65,15 @@ class _Part:
         except (OSError, ValueError, KeyError, TypeError):
             known = False
         self._start_over()
-        if known:
+        kept = path.exists() and not self._note.exists()  # all of it had come when we died
+        if known or kept:
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     self._take(chunk)
             self.resumed = self._size > 0
-        else:
-            self._etag = None
-            path.write_bytes(b"")
+        self._is_whole = kept and self.resumed and self.wrong() is None
+        if not (known or self._is_whole):
+            self._empty()
         self._at_last_try = self._size
 
     def _identity(self) -> list[str | None]:
@@ -98,7 +99,7 @@ class _Part:
 
     def go_on(self, web: Web, terms: Terms) -> None:
         """What is missing. Raises Cut, Refused, DownloadFailed."""
-        if self._size and self._size == self._item.size:
+        if self._is_whole or (self._size and self._size == self._item.size):
             return
         headers = {"Range": f"bytes={self._size}-"} if self._size else {}
         if self._size and self._etag:

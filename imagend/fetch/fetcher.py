@@ -18,13 +18,13 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from imagend import files, weights
+from imagend import files, records, weights
 from imagend.architecture import ModelKind
 from imagend.config import Config
-from imagend.errors import BrokenWeights, DownloadFailed, JobFailed, UsageError
+from imagend.errors import BrokenWeights, ConnectionLost, DownloadFailed, Interrupt, JobFailed, UsageError
 from imagend.fetch import civitai, hugging_face
 from imagend.fetch.download import Terms, download
-from imagend.fetch.install import free_place, install, room_for_loras
+from imagend.fetch.install import free_place, install, room_for_loras, taken
 from imagend.fetch.patience import patiently
 from imagend.fetch.plan import Item, Plan, short, tame
 from imagend.fetch.web import Web
@@ -32,6 +32,7 @@ from imagend.model_folders import Found
 from imagend.models import Model, Models, check_whole, digest
 from imagend.recognise import identify
 from imagend.record import Record
+from imagend.sources import is_civitai, is_hugging_face
 
 WORK = ".fetch"
 STALE_S = 7 * 86_400.0
@@ -57,10 +58,18 @@ class Fetched:
     kind: ModelKind
     name: str
     path: Path
-    sha256: str
+    files: dict[str, str]
+    """SHA-256 of each file with weights, by its path in the model's folder"""
+    record: Record
+
+    @property
+    def sha256(self) -> str:
+        return digest(self.files)
 
 
 class Fetcher:
+    """`tell` is told which file comes, and of all files together how many bytes have come, of how many."""
+
     def __init__(
         self,
         config: Config,
@@ -76,9 +85,27 @@ class Fetcher:
 
     def fetch(self, wish: Wish) -> Fetched:
         """Raises DownloadFailed, UsageError."""
+        return self.attempt(wish, last=lambda: True)
+
+    def attempt(self, wish: Wish, last: Callable[[], bool], again: bool = False) -> Fetched:
+        """One of several, perhaps: a lost connection keeps what has come, unless this is the `last`. With `again`, to
+        find installed what is asked for is a success, too: an attempt may have died after its last step.
+
+        Raises DownloadFailed, UsageError, ConnectionLost if it is not the last.
+        """
+        try:
+            return self._attempt(wish, last, again)
+        except ConnectionLost as error:
+            if last():
+                raise DownloadFailed(*error.args) from None
+            raise
+
+    def _attempt(self, wish: Wish, last: Callable[[], bool], again: bool) -> Fetched:
         plan = self._plan(wish)
         kind = wish.kind or plan.kind
         name = wish.name or plan.name
+        if again and (there := self._installed(plan, kind, name)):
+            return there
         if kind is not None:
             free_place(self._config.models, kind, name, plan.is_file)
         key = hashlib.sha256(f"{plan.said.get('source')} {[item.sha256 for item in plan.items]}".encode()).hexdigest()
@@ -90,8 +117,12 @@ class Fetcher:
             with _lock(folder):
                 try:
                     return self._get(plan, wish, kind, name, folder)
-                except (DownloadFailed, UsageError, OSError):
+                except (DownloadFailed, UsageError, OSError, Interrupt):
                     shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                except ConnectionLost:
+                    if last():
+                        shutil.rmtree(folder, ignore_errors=True)
                     raise
         except OSError as error:
             where = error.filename or self._config.models
@@ -105,9 +136,9 @@ class Fetcher:
             urlsplit(wish.source)
         except ValueError:
             raise DownloadFailed("that URL", "it is none") from None
-        if civitai.is_ours(wish.source):
+        if is_civitai(wish.source):
             plan = civitai.plan(wish.source, json)
-        elif hugging_face.is_ours(wish.source):
+        elif is_hugging_face(wish.source):
             self._web.host_of(wish.source)
             plan = hugging_face.plan(wish.source, json, wish.variant)
         else:
@@ -122,6 +153,20 @@ class Fetcher:
                 )
             plan = replace(plan, items=(replace(item, sha256=wish.sha256),))
         return plan
+
+    def _installed(self, plan: Plan, kind: ModelKind | None, name: str) -> Fetched | None:
+        """What the plan would bring, where it is in place already; what its record says is not taken on trust."""
+        wanted = digest({item.path: str(item.sha256) for item in plan.items if item.is_weights})
+        for one in [kind] if kind else ModelKind:
+            for target in taken(self._config.models, one, name):
+                with contextlib.suppress(JobFailed, ValueError, OSError):
+                    record = records.read(target)
+                    if record is None or record.sha256 != wanted or record.kind is not one:
+                        continue
+                    model = self._judge(target, one, name, target.is_file())
+                    if digest(found := self._models.digests(model)) == wanted:
+                        return Fetched(one, name, target, found, record)
+        return None
 
     def _plain(self, wish: Wish) -> Plan:
         """A file of any host that is allowed: what it is, only the user can say."""
@@ -150,7 +195,7 @@ class Fetcher:
         found, came = {}, 0
         for item in plan.items:
             path = tree / item.path
-            terms = Terms(limit - came, self._config.reserve_mb << 20, self._tell, self._sleep)
+            terms = Terms(limit - came, self._config.reserve_mb << 20, self._teller(plan, came), self._sleep)
             sha256 = download(self._web, item, path, terms)
             came += path.stat().st_size
             if item.is_weights:
@@ -174,7 +219,11 @@ class Fetcher:
             target = free_place(self._config.models, kind, name, plan.is_file)
             install(place, target, record)
         shutil.rmtree(folder, ignore_errors=True)
-        return Fetched(kind, name, target, digest(found))
+        return Fetched(kind, name, target, {target.name: digest(found)} if plan.is_file else found, record)
+
+    def _teller(self, plan: Plan, before: int) -> Callable[[str, int, int | None], None]:
+        """For one of the plan's files."""
+        return lambda path, size, total: self._tell(path, before + size, total if plan.is_file else plan.size)
 
     def _kind(self, place: Path, plan: Plan, asked: ModelKind | None, name: str) -> ModelKind:
         """By its tensors, or its configuration. Raises JobFailed."""
@@ -222,7 +271,7 @@ def _lock(folder: Path, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise UsageError("Another `imagend fetch` is fetching the same. Wait for its end.") from None
+            raise UsageError("The same is being fetched already. Wait for its end.") from None
         yield
     finally:
         os.close(fd)

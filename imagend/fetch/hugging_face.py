@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote, urlsplit
 from imagend.architecture import ModelKind
 from imagend.errors import DownloadFailed
 from imagend.fetch.plan import Item, Plan, short, tame
+from imagend.sources import HUGGING_FACE as HOST
 
-HOST = "huggingface.co"
 _REPOSITORY = re.compile(r"/([\w.-]{1,96}/[\w.-]{1,96})(?:/(resolve|blob|tree)/([^/]+)(?:/(.+))?)?/?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -26,10 +26,6 @@ _PIPELINE = re.compile(
 _SINGLE = re.compile(rf"(?:preprocessor_)?config\.json|{_WEIGHTS}")
 _MAX_FILES = 100
 Json = Callable[[str], dict[str, Any]]
-
-
-def is_ours(text: str) -> bool:
-    return urlsplit(text).hostname == HOST
 
 
 def plan(text: str, json: Json, variant: str | None = None) -> Plan:

@@ -23,13 +23,18 @@ def free_place(models: Path, kind: ModelKind, name: str, is_file: bool) -> Path:
         raise UsageError("A LoRA is one file: give its URL.")
     folder = models / (kind.folders[-1] if is_file else kind.folders[0])
     target = folder / (f"{name}.safetensors" if is_file else name)
-    alike = [models / folder / f"{name}{extension}" for folder in kind.folders for extension in ("", *EXTENSIONS)]
-    if there := next((path for path in alike if os.path.lexists(path)), None):
+    if there := next(iter(taken(models, kind, name)), None):
         raise UsageError(
             f"There is a {kind.noun} {name} already: {there}. Give this one another name (--name), or remove that one "
             f"first: imagend models remove {name}"
         )
     return target
+
+
+def taken(models: Path, kind: ModelKind, name: str) -> list[Path]:
+    """What is there under that name."""
+    alike = [models / folder / f"{name}{extension}" for folder in kind.folders for extension in ("", *EXTENSIONS)]
+    return [path for path in alike if os.path.lexists(path)]
 
 
 def room_for_loras(models: Path, size: int, store_gb: float, host: str) -> None:
@@ -71,6 +76,6 @@ def _move(source: Path, target: Path) -> None:
             shutil.copytree(source, near)
             files.sync_all([path for path in near.rglob("*")])
         else:
-            shutil.copyfile(source, near)
+            shutil.copy2(source, near)
             files.sync(near)
         files.move(near, target)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from imagend.errors import DownloadFailed
+from imagend.errors import ConnectionLost, DownloadFailed
 from imagend.fetch.web import Cut, Refused
 
 MAX_TRIES = 5
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def patiently(
     step: Callable[[], T], host: str, sleep: Callable[[float], None], gained: Callable[[], bool] = lambda: False
 ) -> T:
-    """`step`, until it does, or MAX_TRIES in a row have `gained` nothing. Raises DownloadFailed."""
+    """`step`, until it does, or MAX_TRIES in a row have `gained` nothing. Raises ConnectionLost, DownloadFailed."""
     tries = 0
     while True:
         try:
@@ -33,7 +33,7 @@ def patiently(
             pause = _seconds(error.retry_after)
         tries = 1 if gained() else tries + 1
         if tries >= MAX_TRIES:
-            raise DownloadFailed(host, f"{why}, {tries} times in a row. Try again later") from None
+            raise ConnectionLost(host, f"{why}, {tries} times in a row. Try again later") from None
         if pause > MAX_PAUSE_S:
             raise DownloadFailed(host, f"{why} and asks to be left alone for {pause:.0f} s. Try again then")
         sleep(max(pause, 2.0 ** (tries - 1)))

@@ -100,12 +100,16 @@ class _Watch:
     def stop(self) -> None:
         self._done.set()
 
+    def cut(self, why: str) -> None:
+        """Who reads it, or waits for it, gets Cut. From any thread."""
+        self.why = why
+        with contextlib.suppress(OSError):  # not SSLSocket's own, which takes its state from the reader
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
     def _watch(self, interval_s: float) -> None:
         while not self._done.wait(interval_s):
             if self._clock() > self._until:
-                self.why = "it sends nothing, or too slowly"
-                with contextlib.suppress(OSError):  # not SSLSocket's own, which takes its state from the reader
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                self.cut("it sends nothing, or too slowly")
                 return
 
 
@@ -126,6 +130,12 @@ class Web:
         self._settings, self._tokens, self._resolver, self._allow_private = settings, tokens, resolver, allow_private
         self._trust = trust or ssl.create_default_context()
         self._clock, self._head_s, self._window_s = clock, head_s, window_s
+        self._open: _Watch | None = None
+
+    def hang_up(self, why: str) -> None:
+        """Cut the connection there is, from another thread."""
+        if watch := self._open:
+            watch.cut(why)
 
     def host_of(self, url: str) -> str:
         """The host of an URL that may be fetched from. Raises DownloadFailed."""
@@ -188,7 +198,7 @@ class Web:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection = self._connected(host)
         assert connection.sock is not None
-        watch = _Watch(connection.sock, self._head_s, self._window_s, self._clock)
+        watch = self._open = _Watch(connection.sock, self._head_s, self._window_s, self._clock)
         try:
             try:
                 connection.request("GET", target, headers={"Host": host, **headers}, preload_content=False)
@@ -198,6 +208,7 @@ class Web:
             watch.body()
             yield Answer(host, response, watch)
         finally:
+            self._open = None
             watch.stop()
             connection.close()
 

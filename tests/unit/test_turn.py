@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from imagend.daemon.turn import FREE_TURN, Turn
 from imagend.job import Ref
+from imagend.lanes import Lane
 
 
 class Plain:
@@ -241,3 +242,55 @@ def test_jobs_that_wait_for_an_operator_are_told_what_for() -> None:
     assert names(turn.head(9)) == "a a"
     turn.hold(set())
     assert turn.next() == held  # before the others of its client
+
+
+# Lanes
+
+
+def test_each_lane_has_an_order_and_turns_of_its_own() -> None:
+    """What is queued, served, held and paused in one moves nothing in the other."""
+    turn, alone = Turn(), Turn()
+    paints = [Ref(client, f"{number}") for number in range(20) for client in ("a", "b")]
+    fetches = [Ref("a", f"f{number}") for number in range(50)]
+    for paint in paints:
+        turn.add(paint, 5)
+        alone.add(paint, 5)
+    for fetch in fetches:
+        turn.add(fetch, 9, lane=Lane.FETCH)
+    assert turn.head(100) == alone.head(100)
+    assert turn.head(100, Lane.FETCH) == fetches
+    assert list(turn) == [*alone, *fetches]
+    served = []
+    for fetch in fetches[:5]:
+        assert turn.next(Lane.FETCH) == fetch
+        turn.serve(fetch)
+        for queue in (turn, alone):
+            served.append(queue.next())
+            queue.serve(served[-1])
+    assert served[::2] == served[1::2]
+    assert (turn.length(Lane.PAINT), turn.length(Lane.FETCH), len(turn)) == (35, 45, 80)
+    assert turn.count("a") == alone.count("a") + 45
+    assert turn.per_client() == {"a": alone.count("a") + 45, "b": alone.count("b")}
+    assert list(turn.snapshot(Lane.FETCH)) == fetches[5:]
+
+
+def test_an_operators_word_holds_in_every_lane() -> None:
+    turn = Turn()
+    paint, fetch, other = Ref("a", "1"), Ref("a", "2"), Ref("b", "3")
+    turn.add(paint, 5)
+    turn.add(fetch, 5, lane=Lane.FETCH)
+    turn.add(other, 5, lane=Lane.FETCH)
+    turn.pause({"a"})
+    assert (turn.next(), turn.next(Lane.FETCH)) == (None, other)
+    assert turn.passed_over(9) == {paint: "resume", fetch: "resume"}
+    turn.pause(set())
+    turn.hold({other, paint})
+    assert (turn.next(), turn.head(9, Lane.FETCH)) == (None, [fetch])
+    assert (turn.length(Lane.PAINT), turn.length(Lane.FETCH)) == (1, 2)
+    turn.hold(set())
+    assert (turn.next(), turn.head(9, Lane.FETCH)) == (paint, [fetch, other])  # each back in its own
+    turn.halted = True
+    assert (turn.next(), turn.next(Lane.FETCH)) == (None, None)
+    for ref in (paint, fetch, other):
+        turn.remove(ref)
+    assert (turn.length(Lane.PAINT), turn.length(Lane.FETCH), len(turn)) == (0, 0, 0)
