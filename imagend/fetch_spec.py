@@ -67,3 +67,8 @@ class Fetch(Frozen):
     def seeds(self) -> None:
         """Nothing is drawn."""
         return
+
+    @property
+    def chain_steps(self) -> tuple[str, ...]:
+        """It is no chain."""
+        return ()

@@ -49,6 +49,8 @@ ScheduleType = Annotated[str, AfterValidator(_schedule_type)]
 
 PICTURE = r"^(sha256:[0-9a-f]{64}|[^/.:][^/:]*/[^/.:][^/:]*)$"
 MAX_PICTURE_BYTES = 32 * 2**20
+MAX_SIDE = 4096
+"""Of a picture that is read, and of one that is made larger."""
 PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterValidator(printable)]
 """An input picture: ENTITY/VIEW, a key into the listing of reference/, never a path; or the digest of one that was sent
 along."""
@@ -69,6 +71,11 @@ class OfOnePicture(Frozen):
     def seeds(self) -> tuple[None]:
         """One picture, of no seed."""
         return (None,)
+
+    @property
+    def chain_steps(self) -> tuple[str, ...]:
+        """It is no chain."""
+        return ()
 
 
 def digest_of(picture: str) -> str | None:

@@ -18,10 +18,11 @@ from imagend import prompt as prompts
 from imagend.control import MAX_CONTROLS, Control, Preprocess
 from imagend.fetch_spec import Fetch
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, OfOnePicture, PictureName, SchedulerName, ScheduleType, Side, printable
+from imagend.fields import ModelName, PictureName, SchedulerName, ScheduleType, Side, printable
 from imagend.lora_field import Lora, with_tags
 from imagend.prompt_tree import PromptSyntax
 from imagend.reference_field import MAX_REFERENCES, Reference
+from imagend.upscaling import Chain, Upscale
 
 JOB_SCHEMA = "imagend.job/v1"
 MAX_JOB_BYTES = 64 * 1024
@@ -214,6 +215,9 @@ class Generate(Frozen):
     image_type: str | None = Field(
         None, pattern=NAME, description="A preset of size and prompt affixes from config.yaml: character, background."
     )
+    chain: Chain | None = Field(
+        None, description='What is done with the pictures once they are painted: `{"upscale": {"scale": 2}}`.'
+    )
     metadata: Literal["full", "none"] = Field(
         "full", description="Whether the PNG carries prompt and settings. It is marked as AI-made either way."
     )
@@ -229,6 +233,8 @@ class Generate(Frozen):
         if self.image is not None and self.num_inference_steps is not None and self.denoising_steps < 1:
             raise ValueError("strength: leaves less than one of num_inference_steps; raise one of the two")
         reference_field.check(self.references, self.ip_adapter)
+        if self.chain is not None:
+            self.chain.check(self.width, self.height)
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
@@ -250,21 +256,15 @@ class Generate(Frozen):
         return min(int(self.num_inference_steps * part), self.num_inference_steps)
 
     @property
+    def chain_steps(self) -> tuple[str, ...]:
+        """The steps of a chain, in order; none of a job that is no chain."""
+        return self.chain.steps if self.chain else ()
+
+    @property
     def pictures(self) -> tuple[str, ...]:
         """The input pictures that the job names, each once."""
         named = (self.image, *(control.image for control in self.control), *reference_field.pictures(self.references))
         return tuple(dict.fromkeys(name for name in named if name is not None))
-
-
-class Upscale(OfOnePicture):
-    """A picture, made larger by Lanczos. It draws nothing, and so has no seed."""
-
-    image: PictureName = Field(
-        description="The picture: ENTITY/VIEW in reference/, or sha256:… of one that was sent along. What comes out "
-        "may have 4096 pixels a side."
-    )
-    scale: Literal[2, 4] = Field(2, description="How many times as wide and as high.")
-    metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
 
 
 class Cancel(Frozen):

@@ -1,8 +1,8 @@
 """What daemon and worker say to each other: JSON lines on a socket, after the settings a worker is started with.
 
-Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, MemoryShort, Ended. Each names its job, so that a
-late word cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not reach
-in here.
+Daemon → worker: Run, Cancel, Stop. Worker → daemon: Ready, Progress, MemoryShort, Made, Ended. Each names its job, so
+that a late word cannot hit the next one. Never pickle, never an exception: a worker runs strangers' models and must not
+reach in here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class Ready(Frozen):
 
 class Progress(Frozen):
     """Heartbeat and progress in one. `step` counts from 0 to `steps` within picture `picture` of `pictures`; of what is
-    fetched, `bytes_done` of `bytes_total`."""
+    fetched, `bytes_done` of `bytes_total`.
+
+    Of a chain: which of its steps it is, and what part of the whole attempt is done, which never falls.
+    """
 
     type: Literal["progress"] = "progress"
     job: Ref
@@ -96,6 +99,8 @@ class Progress(Frozen):
     steps: int = 0
     bytes_done: int | None = None
     bytes_total: int | None = None
+    chain_step: str | None = Field(default=None, max_length=64)
+    progress: float | None = Field(default=None, ge=0.0, le=1.0)
 
     def told(self) -> dict[str, Any]:
         """As it stands in status.json and in a job's state file."""
@@ -110,6 +115,14 @@ class MemoryShort(Frozen):
     stage: str = Field(max_length=64)
     rung: str = Field(max_length=64)
     then: str | None = Field(max_length=64)
+
+
+class Made(Frozen):
+    """A step of a chain is done: what it made is published even if a later step fails, or kills the worker."""
+
+    type: Literal["made"] = "made"
+    job: Ref
+    artifacts: tuple[Artifact, ...]
 
 
 class Envelope(Frozen):
@@ -157,7 +170,7 @@ class Ended(Frozen):
 
 
 Order = Run | Cancel | Stop
-Word = Ready | Progress | MemoryShort | Ended
+Word = Ready | Progress | MemoryShort | Made | Ended
 Message = Order | Word
 _adapter: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
@@ -168,7 +181,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """Raises ValueError on anything that is not one of the seven messages."""
+    """Raises ValueError on anything that is not one of the eight messages."""
     return _adapter.validate_json(line)
 
 

@@ -93,12 +93,18 @@ class Outputs:
                 folder.mkdir(0o750)
         return folder
 
-    def seal(self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int | None]) -> None:
-        """Check that one artifact per seed is there as told; drop all else. Raises MissingOutput, or DiskLost."""
+    def seal(
+        self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int | None], steps: Sequence[str] = ()
+    ) -> None:
+        """Check that one artifact per seed is there as told, of a chain one in each step's folder; drop all else.
+
+        Raises MissingOutput, or DiskLost.
+        """
         folder = self.draft(ref)
         artifacts = tuple(artifacts)
         told = [(artifact.file, artifact.seed) for artifact in artifacts]
-        if told != [(f"{index:04d}.png", seed) for index, seed in enumerate(seeds)]:
+        places = [f"{step}/" for step in steps] or [""]
+        if told != [(f"{place}{index:04d}.png", seed) for place in places for index, seed in enumerate(seeds)]:
             raise MissingOutput(f"{len(artifacts):04d}.png")
         for artifact in artifacts:
             try:
@@ -107,8 +113,10 @@ class Outputs:
                 raise (DiskLost(artifact.file) if ref in self._distrusted else missing) from None
             if ref in self._distrusted:
                 files.write(folder / artifact.file, data)
-        for stray in {path.name for path in folder.iterdir()} - {artifact.file for artifact in artifacts}:
-            _discard(folder / stray)
+        folders = {folder / step for step in steps}
+        for stray in _all_below(folder) - folders - {folder / artifact.file for artifact in artifacts}:
+            if stray.parent in {folder, *folders}:  # else it goes with its folder
+                _discard(stray)
 
     def publish(self, ref: Ref, manifest: Manifest) -> None:
         """Show it, whole: all in it is durable. Once confirm() has returned, the job has ended for good.
@@ -127,10 +135,10 @@ class Outputs:
         (folder / MANIFEST).unlink(missing_ok=True)
         self._let_mark(folder, ref.client)
         files.write_unsynced(folder / MANIFEST, manifest.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
-        contents = [path for path in folder.iterdir() if path.name != RETRIEVED]
-        for path in contents:
-            path.chmod(0o640)
-        folder.chmod(0o750 | stat.S_IMODE(folder.stat().st_mode) & stat.S_ISGID)
+        contents = sorted(path for path in _all_below(folder) if path.name != RETRIEVED)
+        for path in [*contents, folder]:
+            mode = path.stat().st_mode
+            path.chmod(0o750 | stat.S_IMODE(mode) & stat.S_ISGID if stat.S_ISDIR(mode) else 0o640)
         self._begun[ref] = [*contents, folder]
 
     def _let_mark(self, folder: Path, client: str) -> None:
@@ -295,12 +303,24 @@ def _object(line: bytes) -> Any:
         return None
 
 
+def _all_below(folder: Path) -> set[Path]:
+    """What is in a folder, and in the folders in it; no link is followed, and nothing deeper looked at."""
+    return {path for one in folder.iterdir() for path in (one, *(one.iterdir() if _is_folder(one) else ()))}
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
 def _checked(folder: Path, artifact: Artifact) -> bytes:
     """The bytes of a picture that is as it was told."""
     if not 0 <= artifact.size <= MAX_PICTURE_BYTES:
         raise MissingOutput(artifact.file)
+    path = folder / artifact.file
     try:
-        data, status = files.read_untrusted(folder / artifact.file, artifact.size)
+        if not _is_folder(path.parent):  # a link leads elsewhere
+            raise MissingOutput(artifact.file)
+        data, status = files.read_untrusted(path, artifact.size)
     except (FileNotFoundError, PermissionError, files.NotOrdinary):
         raise MissingOutput(artifact.file) from None
     as_told = len(data) == artifact.size and hashlib.sha256(data).hexdigest() == artifact.sha256

@@ -17,7 +17,7 @@ from imagend.job import JOB_ID, Ref
 from imagend.outputs import MANIFEST, MAX_PICTURE_BYTES, REMOVED, RETRIEVED
 
 _GONE = (FileNotFoundError, NotADirectoryError)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NAME = re.compile(r"(generate/|upscale/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class Result(NamedTuple):
@@ -53,7 +53,9 @@ def _result(ref: Ref, folder: str) -> Iterator[Result]:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
             size += status.st_size
-            if entry.name == MANIFEST:
+            if entry.is_dir(follow_symlinks=False):  # of a chain's step
+                size += sum(one.stat(follow_symlinks=False).st_size for one in Path(entry.path).iterdir())
+            elif entry.name == MANIFEST:
                 ended = status.st_mtime_ns
             elif entry.name == RETRIEVED:
                 marked = status.st_mtime_ns
@@ -82,7 +84,10 @@ def copy(source: Path, target: Path, manifest: dict[str, Any]) -> list[Path]:
     told = {str(one["file"]): one for one in manifest.get("artifacts", ())}
     target.mkdir(parents=True, exist_ok=True)
     for name, artifact in told.items():
-        files.write(target / name, _checked(source / name, name, artifact))
+        data = _checked(source / name, name, artifact)
+        if "/" in name:
+            files.make_folder((target / name).parent, 0o755)
+        files.write(target / name, data)
     files.write(target / MANIFEST, files.read_untrusted(source / MANIFEST, MAX_PICTURE_BYTES)[0])
     return [*(target / name for name in told), target / MANIFEST]
 

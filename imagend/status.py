@@ -120,6 +120,8 @@ class Worker(Frozen):
     steps: int | None = Field(None, description="Of how many.")
     bytes_done: int | None = Field(None, description="Of what is fetched: so many have come.")
     bytes_total: int | None = Field(None, description="Of how many, where that is known.")
+    chain_step: str | None = Field(None, description="Of a job with a chain: `generate` or `upscale`.")
+    progress: float | None = Field(None, description="Of a job with a chain: the part of this attempt that is done.")
 
 
 class Gpu(Frozen):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.errors import UnsupportedSetting
 from imagend.job import Outcome
 from imagend.manifest import Artifact
-from imagend.messages import Cancel, Ended, Failure, Message, Ready, Run, Stop
+from imagend.messages import Cancel, Ended, Failure, Made, Message, Progress, Ready, Run, Stop
 
 
 class FakeExecutor:
     """Paints at once, in this process. The prompt says what shall happen: die, fail, worn (but painted), or stay
-    (until cancelled)."""
+    (until cancelled); of a chain's second step: upscaling dies, fails, stays, lies (about what the first has made)."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -53,13 +53,42 @@ class FakeExecutor:
                 self.mailbox.put(Heard(worker, Ended(job=run.job, outcome=Outcome.FAILED, failure=failure)))
             case "stay":
                 pass
-            case _:
-                artifacts = tuple(
-                    paint(Path(run.folder), index, seed) for index, seed in enumerate(run.spec.get("seeds", [None]))
-                )
+            case prompt:
+                seeds = run.spec.get("seeds", [None])
+                if run.spec.get("chain"):
+                    artifacts = self.step(worker, run, "generate", 0.0, seeds)
+                    told = artifacts[:-1] if prompt == "upscaling lies" else artifacts
+                    self.mailbox.put(Heard(worker, Made(job=run.job, artifacts=told)))
+                    artifacts += self.step(worker, run, "upscale", 0.5, seeds)
+                else:
+                    artifacts = tuple(paint(Path(run.folder), index, seed) for index, seed in enumerate(seeds))
+                if prompt == "upscaling dies":
+                    self.mailbox.put(Died(worker, -11))
+                    return
+                if prompt in ("upscaling fails", "upscaling lies"):
+                    failure = Failure.of(UnsupportedSetting("no"))
+                    self.mailbox.put(Heard(worker, Ended(job=run.job, outcome=Outcome.FAILED, failure=failure)))
+                    return
+                if prompt == "upscaling stays":
+                    return
                 ended = Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)
                 worn = "it is tired" if run.spec.get("prompt") == "worn" else ""
                 self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
+
+    def step(self, worker: str, run: Run, name: str, done: float, seeds: Sequence[int | None]) -> tuple[Artifact, ...]:
+        """A step of a chain, which is half of it."""
+        folder = Path(run.folder) / name
+        folder.mkdir(exist_ok=True)
+        artifacts = []
+        for index, seed in enumerate(seeds):
+            told = {"stage": f"{name}-ing", "picture": index, "pictures": len(seeds), "steps": 1, "chain_step": name}
+            for part in (0, 1):
+                progress = done + (index + part) / len(seeds) / 2
+                word = Progress(job=run.job, step=part, progress=progress, **told)  # type: ignore[arg-type]
+                self.mailbox.put(Heard(worker, word))
+            artifact = paint(folder, index, seed)
+            artifacts.append(artifact.model_copy(update={"file": f"{name}/{artifact.file}"}))
+        return tuple(artifacts)
 
 
 def paint(folder: Path, index: int, seed: int | None) -> Artifact:

@@ -97,7 +97,10 @@ class Scene:
             self.later[f"{ref.id}.{twins}.json"] = home.seal(body)
         if outcome == "cancelled":
             self.later[f"cancel.{ref.id}.json"] = home.sealed(kind="cancel", job=ref.id, prompt=...)
-        self.expected[ref] = (outcome, code, fields.get("count", 1) if outcome == "succeeded" else 0)
+        steps = 0 if outcome != "succeeded" else 2 if "chain" in fields else 1
+        if fields["prompt"] == "upscaling fails":
+            steps = 1
+        self.expected[ref] = (outcome, code, steps * fields.get("count", 1))
 
     def add_junk(self, name: str, raw: bytes, code: str) -> None:
         self.files[name] = raw
@@ -174,6 +177,8 @@ def big_scene(home: Home, kind: type[AnyScene]) -> AnyScene:
     scene.add("succeeded", prompt="dropped twice", twins=2, priority=7)
     scene.add("failed", "INVALID_PARAMETERS", prompt="fail", priority=6)
     scene.add("failed", "WORKER_DIED", prompt="die")
+    scene.add("succeeded", prompt="two steps", priority=4, chain={"upscale": {}})
+    scene.add("failed", "INVALID_PARAMETERS", prompt="upscaling fails", priority=3, chain={"upscale": {}})
     scene.add("succeeded", prompt="stop", priority=1)  # meets a clean stop of the daemon
     scene.add_junk("refused.json", home.sealed(widht=64), "INVALID_PARAMETERS")
     scene.add_junk("unfinished.json", b"{}", "UNAUTHORIZED")
@@ -325,7 +330,8 @@ def check_nothing_is_half(scene: Scene) -> None:
     for folder in scene.home.config.outputs.glob("[!.]*/*/"):
         manifest = json.loads((folder / "manifest.json").read_text())
         digests = {item["file"]: item["sha256"] for item in manifest["artifacts"]}
-        assert {path.name for path in folder.iterdir()} == {"manifest.json", *digests}
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+        assert there == {"manifest.json", *digests}
         for name, digest in digests.items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     spool = Spool(scene.home.config.spool)

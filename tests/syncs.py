@@ -133,7 +133,10 @@ class Disk:
                 self.names.add(op.path)
             case "open" | "write" | "utime" | "truncate":
                 self.unsynced.add(op.path)
-            case "mkdir" | "rmdir":
+            case "mkdir":
+                self.names.add(op.path)
+            case "rmdir":  # what had been in it goes with it
+                self.names -= {path for path in self.names if path.startswith(f"{op.path}/")}
                 self.names.add(op.path)
             case "unlink" | "remove":
                 self.names.add(op.path)

@@ -111,9 +111,11 @@ def test_a_life_without_a_death(scene: Scene) -> None:
         "dropped twice": 1,
         "fail": 1,
         "die": MAX_ATTEMPTS,
+        "two steps": 1,
+        "upscaling fails": 1,
         "stop": 1,
     }
-    assert len(scene.runs()) == 5 + MAX_ATTEMPTS + 1  # "stop" ran twice, "never painted" never
+    assert len(scene.runs()) == 7 + MAX_ATTEMPTS + 1  # "stop" ran twice, "never painted" never
     assert list(scene.home.config.outputs.glob("results.jsonl.*"))
 
 

@@ -82,6 +82,11 @@ def failure(scene: TracedScene) -> None:
     scene.add("failed", "INVALID_PARAMETERS", prompt="fail")
 
 
+def chains(scene: TracedScene) -> None:
+    scene.add("succeeded", prompt="two steps", chain={"upscale": {}})
+    scene.add("failed", "INVALID_PARAMETERS", prompt="upscaling fails", chain={"upscale": {}})
+
+
 def stop(scene: TracedScene) -> None:
     scene.add("succeeded", prompt="stop")
     scene.add("succeeded", prompt="waits meanwhile", priority=1)
@@ -119,7 +124,7 @@ def cut_after_a_death(scene: TracedScene) -> None:
 
 Build = Callable[[TracedScene], None]
 BUILDS: tuple[Build, ...] = (first_start, one, batch, cancelled, two_pictures, workers_die, failure, stop, rejected)
-BUILDS += (two_clients, submitted_again, everything, cut_after_a_death)
+BUILDS += (two_clients, submitted_again, chains, everything, cut_after_a_death)
 
 
 @dataclass

@@ -40,6 +40,7 @@ from imagend.status import (
     Waiting,
     Worker,
 )
+from imagend.upscaling import Chain, UpscaleStep
 
 
 def fields_table(model: type[Any]) -> str:
@@ -97,7 +98,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control, Reference])
+@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control, Reference, Chain, UpscaleStep])
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"

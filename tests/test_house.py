@@ -42,6 +42,7 @@ WORDS = {
     "lora",
     "lora_field",
     "control",
+    "upscaling",
     "fields",
     "schedulers",
     "presets",

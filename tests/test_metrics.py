@@ -88,6 +88,23 @@ def test_the_queue_its_age_and_who_waits(home: Home, daemon: Daemon) -> None:
     assert found["imagend_oldest_pending_seconds",] == pytest.approx(age, abs=1.0)
 
 
+def test_upscaling_as_a_job_and_as_a_step(home: Home, daemon: Daemon) -> None:
+    picture = home.root / "reference" / "leona" / "front.png"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    daemon.librarian.look()
+    home.drop("a.json", kind="upscale", prompt=..., image="leona/front")
+    chain = {"upscale": {}}
+    for number, prompt in enumerate(("paint", "fail", "upscaling fails")):
+        home.drop(f"{number}.json", prompt=prompt, chain=chain)
+    home.drop("b.json")
+    run_until_idle(daemon)
+    found = measured(home, daemon)
+    assert found["imagend_upscales_started_total",] == 3
+    assert found["imagend_upscales_ended_total", "succeeded"] == 2
+    assert found["imagend_upscales_ended_total", "failed"] == 1
+
+
 def test_what_a_manifest_says_of_stages_memory_and_models(home: Home, daemon: Daemon) -> None:
     retries = [{"stage": "decoding", "rung": "resident", "said": "CUDA out of memory"}] * 2
     told = {
@@ -208,7 +225,8 @@ def test_dashboard_alerts_and_documents_name_what_there_is(home: Home, daemon: D
     daemon.turn.add(home.drop("a.json"), 5)
     daemon.slots["cpu0"].taken["generate"] += 1
     daemon.health.driver.seen = GPUS
-    names = {name for name, *_ in measured(home, daemon)} | {"imagend_pictures_total"}
+    names = {name for name, *_ in measured(home, daemon)}
+    names |= {"imagend_pictures_total", "imagend_upscales_ended_total"}
     dashboard = json.loads(DASHBOARD.read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     asked += [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]

@@ -16,7 +16,7 @@ from imagend.outputs import MANIFEST, STATE
 from imagend.results import removal
 from imagend.spool import STALE_INTERVALS, STATUS, State
 
-PROGRESS = ("stage", "picture", "pictures", "step", "steps", "bytes_done", "bytes_total")
+PROGRESS = ("stage", "picture", "pictures", "step", "steps", "chain_step", "progress", "bytes_done", "bytes_total")
 """What status.json and state files say of how far a running job is."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

@@ -19,7 +19,7 @@ from imagend.job import SPECS, Frozen, Header, Kind, Ref
 from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "source")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source")
 _TYPE = "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora."
 
 
@@ -83,6 +83,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         help="a picture to begin with (img2img), to upscale or to preprocess: a file of yours, which is sent along, or "
         "ENTITY/VIEW as `imagend references` lists them",
+    )
+    fields.add_argument(
+        "--chain-upscale",
+        dest="field_chain",
+        metavar="SCALE",
+        type=_chain,
+        help="make each picture so many times as wide and as high once it is painted: 2 or 4",
     )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
@@ -149,6 +156,10 @@ def _weighted(text: str, key: str) -> dict[str, Any]:
     return {"image": image, key: _number(strength)}
 
 
+def _chain(scale: str) -> dict[str, Any]:
+    return {"upscale": {"scale": _number(scale)}}
+
+
 def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     """Pictures that are files here are sent along."""
     pictures = {}
@@ -169,7 +180,7 @@ def _compose(kind: str, given: dict[str, Any]) -> bytes:
     fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
         types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
-        if name in ("loras", "control", "references"):
+        if name in ("loras", "control", "references", "chain"):
             fields[name] = text
         elif "array" in types:
             fields[name] = [_number(part) for part in text.split(",")]

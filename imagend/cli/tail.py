@@ -93,6 +93,8 @@ def _show(event: Event) -> None:
 
 def _details(data: Event) -> Iterator[str]:
     """In words, what the event tells beside its job."""
+    if data.get("chain_step") and "stage" not in data:
+        yield data["chain_step"]
     if "stage" in data:
         yield data["stage"] + (f" {data['picture'] + 1}/{data['pictures']}" if data.get("pictures") else "")
     elif data.get("pictures"):

@@ -218,6 +218,7 @@ def _worker(name: str, worker: dict[str, Any]) -> Row:
         stage = _text(str(worker.get("stage", "starting")).replace("_", " ") + of)
     if worker.get("steps"):
         done = (worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"])
+        done = worker.get("progress", done)  # of a chain
         bar = Text(f"{_bar(done)} {done:4.0%}", "green")
     if worker.get("bytes_total"):
         done = worker["bytes_done"] / worker["bytes_total"]

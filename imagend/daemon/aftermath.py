@@ -69,7 +69,7 @@ class Aftermath:
         ref = running.job.ref
         try:
             if not self.outputs.ended(ref):
-                self.outputs.seal(ref, ended.artifacts, running.spec.seeds or ())
+                self.outputs.seal(ref, ended.artifacts, running.spec.seeds or (), running.spec.chain_steps)
         except DiskLost as error:
             self.fail(running, Failure.of(error), max_attempts)
         except MissingOutput as error:

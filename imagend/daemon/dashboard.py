@@ -93,7 +93,7 @@ class Links:
         """As an attribute has it; None if the file has gone: results are not kept for ever."""
         if not files.exists(f"{self._outputs}/{ref.client}/{ref.id}/{file}"):
             return None
-        return escape("/".join((self._way, *(quote(part, safe="") for part in (*ref, file)))))
+        return escape("/".join((self._way, *(quote(part) for part in (*ref, file)))))
 
 
 def render(status: dict[str, Any], recent: Recent, links: Links, now: datetime) -> str:
@@ -201,6 +201,8 @@ def _done(worker: dict[str, Any]) -> float:
     """The part of its job that a worker has done."""
     if worker.get("bytes_total"):
         return float(worker["bytes_done"] / worker["bytes_total"])
+    if "progress" in worker:  # of a chain
+        return float(worker["progress"])
     return float((worker["picture"] + worker["step"] / worker["steps"]) / max(1, worker["pictures"]))
 
 

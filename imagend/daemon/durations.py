@@ -40,7 +40,9 @@ class Work(NamedTuple):
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Work:
         """Of a spec with every default filled in. Kinds that need no model (upscale, preprocess) count as one."""
-        kind = "x".join(str(spec.get(field)) for field in ("width", "height", "num_inference_steps", "scale"))
+        chained = (spec.get("chain") or {}).get("upscale") or {}
+        scale = spec.get("scale", chained.get("scale"))
+        kind = "x".join(str(value) for value in (*map(spec.get, ("width", "height", "num_inference_steps")), scale))
         return cls(spec.get("model") or "-", kind, len(spec.get("seeds") or (None,)))
 
 

@@ -12,9 +12,9 @@ import structlog
 from imagend import jobfile, signing
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
-from imagend.errors import Rejected
+from imagend.errors import DiskLost, MissingOutput, Rejected
 from imagend.job import Job, Kind, Outcome, Ref
-from imagend.manifest import Manifest
+from imagend.manifest import Artifact, Manifest
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -58,16 +58,28 @@ class Ending:
 
         May be repeated after an OSError.
         """
-        if outcome is not Outcome.SUCCEEDED:
-            self.outputs.empty_draft(ref)
-        manifest = self._manifest(ref, outcome, running, ended, failure)
-        self.outputs.publish(ref, manifest)
+        kept = self._keep(ref, outcome, running)
+        self.outputs.publish(ref, manifest := self._manifest(ref, outcome, running, ended, failure, kept))
         self.finish(ref, manifest)
+
+    def _keep(self, ref: Ref, outcome: Outcome, running: Running | None) -> tuple[Artifact, ...]:
+        """What a job that did not succeed publishes: the pictures of a chain's first step if a later one failed, and
+        else nothing."""
+        if running and running.made and outcome is Outcome.FAILED:
+            try:
+                if not self.outputs.ended(ref):
+                    self.outputs.seal(ref, running.made, running.spec.seeds or (), running.spec.chain_steps[:1])
+                return running.made
+            except (MissingOutput, DiskLost) as error:
+                log.error("what was made before is not kept", job=str(ref), why=str(error))
+                running.made = ()
+        self.outputs.empty_draft(ref)
+        return ()
 
     def succeed(self, running: Running, ended: Ended) -> Callable[[], None]:
         """End a job that was painted, in two halves: the disk has time between them. Returns the second."""
         ref = running.job.ref
-        manifest = self._manifest(ref, Outcome.SUCCEEDED, running, ended, None)
+        manifest = self._manifest(ref, Outcome.SUCCEEDED, running, ended, None, ended.artifacts)
         self.outputs.begin(ref, manifest)
         return partial(self._complete, ref, manifest)
 
@@ -115,7 +127,13 @@ class Ending:
         self._announced.clear()
 
     def _manifest(
-        self, ref: Ref, outcome: Outcome, running: Running | None, ended: Ended | None, failure: Failure | None
+        self,
+        ref: Ref,
+        outcome: Outcome,
+        running: Running | None,
+        ended: Ended | None,
+        failure: Failure | None,
+        artifacts: tuple[Artifact, ...],
     ) -> Manifest:
         accepted = running.accepted_at if running else accepted_at(self.spool, ref)
         try:
@@ -138,7 +156,7 @@ class Ending:
             started_at=running.started_at if running else None,
             ended_at=self.wall(),
             attempts=running.attempt if running else self.spool.attempts(ref),
-            artifacts=ended.artifacts if ended and outcome is Outcome.SUCCEEDED else (),
+            artifacts=artifacts,
             timings=ended.timings if ended else {},
             engine=ended.engine if ended else None,
             loading=ended.loading if ended else None,

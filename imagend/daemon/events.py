@@ -57,6 +57,7 @@ class Events:
         self._lines: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._ended: list[Manifest] = []
         self._steps: dict[str, _Step] = {}
+        self._chain_steps: dict[str, _Step] = {}
         self._again = float("-inf")
         self.trouble: str | None = None
 
@@ -79,8 +80,13 @@ class Events:
 
     def progressed(self, worker: str, progress: Progress, now: float) -> None:
         step, told = self._steps.get(worker), {"worker": worker} | progress.told()
-        if step is None or _place(step.begun) != _place(progress):
+        chain_step = self._chain_steps.get(worker)
+        if progress.chain_step and (chain_step is None or chain_step.begun.chain_step != progress.chain_step):
             self.left(worker, now)
+            self._chain_steps[worker] = _Step(progress, since=now)
+            self.tell("step.start", progress.job, worker=worker, chain_step=progress.chain_step)
+        if step is None or _place(step.begun) != _place(progress):
+            self._leave_stage(worker, now)
             step = self._steps[worker] = _Step(progress, since=now)
             self.tell("step.start", progress.job, **told)
             if progress.stage == Stage.LOADING:
@@ -90,9 +96,15 @@ class Events:
             self.tell("generating", progress.job, **told)
 
     def left(self, worker: str, now: float) -> None:
-        """The worker does no more what it did: it goes on to something else, or the attempt is over."""
+        """The worker does no more what it did: it goes on to a chain's next step, or the attempt is over."""
+        self._leave_stage(worker, now)
+        if step := self._chain_steps.pop(worker, None):
+            told = {"worker": worker, "chain_step": step.begun.chain_step}
+            self.tell("step.finish", step.begun.job, **told, seconds=round(now - step.since, 3))
+
+    def _leave_stage(self, worker: str, now: float) -> None:
         if step := self._steps.pop(worker, None):
-            told = step.begun.model_dump(include={"stage", "picture", "pictures"})
+            told = step.begun.model_dump(include={"stage", "picture", "pictures", "chain_step"}, exclude_none=True)
             self.tell("step.finish", step.begun.job, worker=worker, **told, seconds=round(now - step.since, 3))
 
     def ended(self, manifest: Manifest) -> None:

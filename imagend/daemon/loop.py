@@ -35,7 +35,7 @@ from imagend.daemon.turn import Turn
 from imagend.daemon.unlisted import LOOK_S, Unlisted
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Outcome, Ref
-from imagend.messages import Ended, Failure, Known, MemoryShort, Message, Progress, Ready, Run, Stop
+from imagend.messages import Ended, Failure, Known, Made, MemoryShort, Message, Progress, Ready, Run, Stop
 from imagend.outputs import Outputs
 from imagend.spool import Spool
 
@@ -234,6 +234,8 @@ class Daemon:
                 slot.progressed(message, self.settings.config, self.clock())
             case MemoryShort() if slot.holds(message.job):
                 slot.short_of_memory(message)
+            case Made() if slot.holds(message.job):
+                slot.made(message)
             case Ended() if slot.holds(message.job):
                 self.remembered.learn(message.memory)
                 running = slot.ended(message, self.executor, self.settings.config, self.clock())

@@ -20,6 +20,7 @@ from imagend import __version__, files
 from imagend.daemon.intake import Door
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
+from imagend.job import Kind
 from imagend.manifest import Manifest
 from imagend.status import MB, Gpus, Pipeline
 
@@ -51,12 +52,16 @@ class Metrics:
         words = "Shortages of memory, by stage and rung of the memory ladder"
         self._retries = Counter("imagend_memory_retries", words, ("stage", "rung"), registry=registry)
         self._switches = Counter("imagend_model_switches", "Base models loaded", ("model",), registry=registry)
+        words = "Upscaling that ended: jobs of that kind, and steps of chains"
+        self._upscales = Counter("imagend_upscales_ended", words, ("outcome",), registry=registry)
         registry.register(self)
 
     def ended(self, manifest: Manifest) -> None:
         """A job has ended: count it."""
         model = Pipeline.of(manifest.engine, None).model_loaded or ""  # "": none was loaded
         self._ended.labels(manifest.client, manifest.kind, manifest.outcome.value).inc()
+        if manifest.kind == Kind.UPSCALE or (manifest.artifacts and manifest.spec.get("chain")):
+            self._upscales.labels(manifest.outcome.value).inc()
         if manifest.artifacts:
             self._pictures.labels(manifest.client, model).inc(len(manifest.artifacts))
         if manifest.started_at is not None:
@@ -116,6 +121,8 @@ class Metrics:
         for kind, count in sum((slot.taken for slot in self._slots), Tally[str]()).items():
             attempts.add_metric((kind,), count)
         yield attempts
+        words = "Upscaling that was begun, attempt by attempt: jobs of that kind, and steps of chains"
+        yield CounterMetricFamily("imagend_upscales_started", words, sum(slot.upscales for slot in self._slots))
 
     def _vram(self) -> Iterator[Metric]:
         used = GaugeMetricFamily("imagend_gpu_memory_used_bytes", "VRAM in use, by whomever", labels=("gpu",))

@@ -18,10 +18,11 @@ from imagend.daemon.events import Events
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
 from imagend.errors import DownloadFailed, ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
-from imagend.job import Job, Ref, Spec
+from imagend.job import Job, Kind, Ref, Spec
 from imagend.lanes import Lane, lane_at
+from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
-from imagend.messages import Cancel, Ended, MemoryShort, Progress, Stop
+from imagend.messages import Cancel, Ended, Made, MemoryShort, Progress, Stop
 from imagend.status import Pipeline
 
 log = structlog.get_logger()
@@ -41,6 +42,7 @@ class Running:
     until: float
     progress: Progress | None = None
     cancelled: bool = False
+    made: tuple[Artifact, ...] = ()  # by the steps of a chain that are done: what stays if a later one fails
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Slot:
     painted: int = 0  # jobs since its worker was started
     pipeline: Pipeline | None = None  # what the last of them left there
     taken: Counter[str] = field(default_factory=Counter)  # attempts, by kind
+    upscales: int = 0  # begun: jobs of that kind, and steps of chains
     starts: int = 0
     deaths: int = 0  # in a row, without an ended job between them
     deadline: float = 0.0  # kill if up and not heard of by then; start again then if down
@@ -159,16 +162,22 @@ class Slot:
         self.running, self.deadline = running, now + config.silence_limit_s
         self.events.started(self.name, running.job.ref, running.job.kind, running.attempt)
         self.taken[running.job.kind] += 1
+        self.upscales += running.job.kind is Kind.UPSCALE
 
     def progressed(self, progress: Progress, config: Config, now: float) -> None:
         if self.running is None:
             return
-        self.running.progress = progress
+        before, self.running.progress = self.running.progress, progress
+        self.upscales += progress.chain_step == "upscale" and (before is None or before.chain_step != "upscale")
         self.events.progressed(self.name, progress, now)
         if not (
             self.running.cancelled or self.leaving or self.killed
         ):  # these set a deadline that progress must not move
             self.deadline = now + config.silence_limit_s
+
+    def made(self, word: Made) -> None:
+        if self.running is not None:
+            self.running.made = word.artifacts
 
     def short_of_memory(self, word: MemoryShort) -> None:
         """Tell the operator: a rung of the ladder is a warning, its end an error."""

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from imagend import files
 from imagend.errors import BadPicture
 from imagend.fields import MAX_PICTURE_BYTES as MAX_PICTURE_BYTES
+from imagend.fields import MAX_SIDE as MAX_SIDE
 
-MAX_SIDE = 4096
 MAX_READS = 100_000  # 32 MiB in the 8 KiB chunks of libpng make 20,000; in empty ones they take Pillow half a minute
 MAX_SCANS = 200  # a progressive JPEG has 10; each costs 20 ms at this size, and takes 56 bytes
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -10,19 +10,18 @@ import hashlib
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
-from imagend.errors import DeviceFailed, NoSpace
+from imagend.errors import DeviceFailed
 from imagend.job import Generate
 from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
-from imagend.worker import controlnets, images, img2img
+from imagend.worker import chain, controlnets, img2img
 from imagend.worker.climb import Climb
+from imagend.worker.drafts import Drafts
 from imagend.worker.encode import encode
 from imagend.worker.pictures import Picture, describe, open_pictures
 from imagend.worker.preprocessors import Preprocessors
@@ -33,8 +32,17 @@ if TYPE_CHECKING:
 
 
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
-    """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, Interrupt."""
+    """Paint what is missing in the draft, and go through its chain; return all pictures in order.
+
+    Raises JobFailed, TryAgain, Interrupt.
+    """
     spec = Generate.model_validate_json(json.dumps(spec_fields))
+    if spec.chain is not None:
+        return chain.run(spec, context, lambda: _paint_all(spec, context))
+    return _paint_all(spec, context)
+
+
+def _paint_all(spec: Generate, context: Context) -> tuple[Artifact, ...]:
     pictures = open_pictures(spec.pictures, context.pictures)
     if pictures:
         context.engine["pictures"] = describe(pictures)
@@ -170,58 +178,3 @@ def _recipe(spec: Generate, engine: dict[str, Any]) -> str:
     """A digest of all that decides the pixels: pictures of another recipe in the draft are painted again."""
     deciding = {key: value for key, value in engine.items() if key != "device"}  # cuda:1 paints as cuda:0 does
     return hashlib.sha256(json.dumps([spec.model_dump(mode="json"), deciding], sort_keys=True).encode()).hexdigest()
-
-
-class Drafts:
-    """The pictures of a job in its draft folder: NNNN.png, and beside it .NNNN.json, which says what it is."""
-
-    def __init__(self, folder: Path, recipe: str) -> None:
-        self._folder, self._recipe = folder, recipe
-
-    def find(self, index: int) -> tuple[Artifact, bool] | None:
-        """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact
-        (Climb.exact)."""
-        path = self._folder / f"{index:04d}.png"
-        try:
-            note = json.loads(self._note(index).read_bytes())
-            artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
-            whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
-            return (artifact, bool(note["exact"])) if whole and note["recipe"] == self._recipe else None
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
-            return None
-
-    def save(
-        self,
-        image: Image.Image,
-        index: int,
-        seed: int,
-        seconds: float,
-        spec: Generate,
-        engine: dict[str, Any],
-        exact: bool,
-    ) -> Artifact:
-        """Write a picture durably, and a note of what it is. Raises NoSpace."""
-        try:
-            artifact = self._save(image, index, seed, seconds, spec, engine)
-            note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json"), "exact": exact}
-            self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
-            return artifact
-        except OSError as error:
-            raise NoSpace(error.strerror) from None
-
-    def _save(
-        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
-    ) -> Artifact:
-        path = self._folder / f"{index:04d}.png"
-        pixels = images.pixels_sha256(image)
-        item = {
-            "spec": spec.model_dump(mode="json", exclude_none=True, exclude={"seeds"}) | {"seed": seed},
-            "index": index,
-            "pixels_sha256": pixels,
-            "engine": engine,
-        }
-        data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
-        return images.describe(image, path.name, data, pixels, index, seed, seconds)
-
-    def _note(self, index: int) -> Path:
-        return self._folder / f".{index:04d}.json"

@@ -88,7 +88,7 @@ def _with(text: PngInfo, item: dict[str, Any] | None, xmp: str) -> PngInfo:
 
 def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
     """AUTOMATIC1111's three-part text: prompt, negative prompt, settings."""
-    scheduler, model, vae = engine["scheduler"], engine["model"], engine.get("vae")
+    scheduler, model, vae, upscaler = engine["scheduler"], engine["model"], engine.get("vae"), engine.get("upscaler")
     settings: dict[str, object] = {
         "Steps": spec.num_inference_steps,
         "Sampler": schedulers.sampler_name(scheduler["class"], scheduler["config"]),
@@ -104,6 +104,8 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Lora hashes": _hashes(engine.get("loras", ()), "autov3"),
         "TI hashes": _hashes(engine.get("embeddings", ()), "sha256"),
         "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
+        "Postprocess upscale by": upscaler["scale"] if upscaler else None,
+        "Postprocess upscaler": upscaler["name"] if upscaler else None,
         "RNG": "CPU",
         "Version": f"imagend {__version__}",
     }

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagend import __version__, messages
-from imagend.errors import Bug, ImagendError, Interrupt
+from imagend.errors import Bug, ImagendError, Interrupt, NoSpace
 from imagend.job import Outcome, Ref
 from imagend.manifest import Artifact
-from imagend.messages import Cancel, Ended, Failure, MemoryShort, Message, Progress, Ready, Run, Stop
+from imagend.messages import Cancel, Ended, Failure, Made, MemoryShort, Message, Progress, Ready, Run, Stop
 
 if TYPE_CHECKING:
     from imagend.worker.pipelines import Pipelines
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_S = 0.1
 """Steps are told of at most this often."""
+
+
+class _ChainStep:
+    """Where an attempt at a chain is: a step, of so many, and what part of all of them is done."""
+
+    def __init__(self, name: str, number: int, steps: int) -> None:
+        self._name, self._number, self._steps, self._done = name, number, steps, 0.0
+
+    def over(self, told: Progress) -> Progress:
+        part = (told.picture + told.step / max(1, told.steps)) / max(1, told.pictures)
+        self._done = max(self._done, (self._number + part) / self._steps)  # a shortage of memory paints a picture again
+        return told.model_copy(update={"chain_step": self._name, "progress": round(min(1.0, self._done), 4)})
 
 
 class Context:
@@ -42,6 +54,7 @@ class Context:
         self.interrupted = threading.Event()
         self._say, self._interval_s = say, interval_s
         self._said_at = 0.0
+        self._chain_step: _ChainStep | None = None
 
     def progress(self, stage: str, picture: int = 0, pictures: int = 0, step: int = 0, steps: int = 0) -> None:
         """Say how far we are. Raises Interrupt when the job was cancelled or the worker is to stop."""
@@ -51,7 +64,26 @@ class Context:
         if 0 < step < steps and now - self._said_at < self._interval_s:
             return  # a small model makes a hundred steps a second; nobody can read that, and it costs the painter time
         self._said_at = now
-        self._say(Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps))
+        told = Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps)
+        self._say(self._chain_step.over(told) if self._chain_step else told)
+
+    @contextmanager
+    def chain_step(self, name: str, number: int, steps: int) -> Iterator[None]:
+        """A block in which the draft is the folder `name` in it, and all is a part of so many steps. Raises NoSpace."""
+        draft = self.folder
+        try:
+            (draft / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise NoSpace(error.strerror) from None
+        self.folder, self._chain_step = draft / name, _ChainStep(name, number, steps)
+        try:
+            yield
+        finally:
+            self.folder, self._chain_step = draft, None
+
+    def made(self, artifacts: tuple[Artifact, ...]) -> None:
+        """Say what stays even if the job fails from here on."""
+        self._say(Made(job=self.job, artifacts=artifacts))
 
     def short_of_memory(self, stage: str, rung: str, then: str | None) -> None:
         """Say that memory ran out, and what is tried instead (None: nothing more)."""

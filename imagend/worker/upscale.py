@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import PIL
 from PIL import Image
 
 from imagend import __version__
 from imagend.errors import BadPicture
-from imagend.job import Upscale
 from imagend.manifest import Artifact
+from imagend.upscaling import Upscale
 from imagend.worker.decode import MAX_SIDE
 from imagend.worker.pictures import describe, open_pictures
 from imagend.worker.worked_on import save
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from imagend.worker.main import Context
 
 STAGE = "upscaling"
+
+
+class Lanczos:
+    """Pillow's own resize."""
+
+    versions: ClassVar[dict[str, str]] = {"pillow": PIL.__version__}
+
+    def __init__(self, scale: int) -> None:
+        self._scale = scale
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize((image.width * self._scale, image.height * self._scale), Image.Resampling.LANCZOS)
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"name": "Lanczos", "scale": self._scale}
 
 
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
@@ -37,7 +53,7 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
             f"{spec.scale} times as large it has {size[0]}x{size[1]} pixels; at most {MAX_SIDE}x{MAX_SIDE} are possible"
         )
         raise BadPicture(spec.image, what, "Ask for a smaller scale, or send a smaller one")
-    with context.timed("upscaling"):
-        image = picture.image.resize(size, Image.Resampling.LANCZOS)
+    with context.timed(STAGE):
+        image = Lanczos(spec.scale)(picture.image)
     context.progress(STAGE, 0, 1, 1, 1)
     return (save(image, picture, spec, context, start),)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from imagend.control import Preprocess
 from imagend.errors import NoSpace
-from imagend.job import Upscale
 from imagend.manifest import Artifact
+from imagend.upscaling import Upscale
 from imagend.worker import images
 from imagend.worker.pictures import Picture
 

@@ -12,8 +12,9 @@ import pytest
 from engine_conftest import REF, Painter
 from PIL import Image
 
-from imagend.job import Outcome, Upscale
+from imagend.job import Outcome
 from imagend.messages import Progress, Run
+from imagend.upscaling import Upscale
 
 NAME = "leona/front"
 

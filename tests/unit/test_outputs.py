@@ -191,6 +191,44 @@ def test_seal_refuses_an_absolute_name(outputs: Outputs, tmp_path: Path) -> None
         outputs.seal(REF, [artifact(str(path))], [7])
 
 
+def chained(outputs: Outputs) -> tuple[Path, list[Artifact]]:
+    """The draft of a chain of one picture, and what is told of it."""
+    folder = outputs.draft(REF)
+    for step in ("generate", "upscale"):
+        (folder / step).mkdir()
+        for name in ("0000.png", ".0000.json", "0001.png"):
+            (folder / step / name).write_bytes(b"picture")
+        (folder / step / "deep").mkdir()
+    (folder / "0000.png").write_bytes(b"picture")
+    return folder, [artifact("generate/0000.png"), artifact("upscale/0000.png")]
+
+
+@pytest.mark.parametrize("steps", [("generate", "upscale"), ("generate",)])
+def test_seal_keeps_of_a_chain_the_folders_of_its_steps(outputs: Outputs, steps: tuple[str, ...]) -> None:
+    folder, shown = chained(outputs)
+    outputs.seal(REF, shown[: len(steps)], [7], steps)
+    assert names(folder) == list(steps)
+    assert {name for step in steps for name in names(folder / step)} == {"0000.png"}
+
+
+@pytest.mark.parametrize("harm", ["a link", "a file", "none", "too few", "the other order"])
+def test_seal_refuses_a_step_whose_folder_is_none(outputs: Outputs, tmp_path: Path, harm: str) -> None:
+    folder, shown = chained(outputs)
+    (folder / "upscale").rename(tmp_path / "elsewhere")
+    match harm:
+        case "a link":
+            (folder / "upscale").symlink_to(tmp_path / "elsewhere")
+        case "a file":
+            (folder / "upscale").write_bytes(b"picture")
+        case "too few":
+            shown = shown[:1]
+        case "the other order":
+            (tmp_path / "elsewhere").rename(folder / "upscale")
+            shown = shown[::-1]
+    with pytest.raises(MissingOutput):
+        outputs.seal(REF, shown, [7], ("generate", "upscale"))
+
+
 # Publishing
 
 

@@ -177,3 +177,12 @@ def test_what_a_models_files_do_not_say_the_config_says() -> None:
 def test_a_setting_that_the_preset_makes_impossible_is_told() -> None:
     with pytest.raises(UnsupportedSetting, match=r"model: 'turbo', as it is set, .* eta: does not go with Euler"):
         complete(Generate(prompt="p", eta=0.5), REF, Config(), replace(MODEL, name="turbo"))
+
+
+def test_pictures_that_would_become_too_large_are_refused_when_the_models_own_size_is_known() -> None:
+    """Where a job names no size, its door could not know."""
+    model = replace(MODEL, architecture=replace(MODEL.architecture, native_size=1032))
+    job = Generate.model_validate({"prompt": "x", "chain": {"upscale": {"scale": 4}}})
+    with pytest.raises(UnsupportedSetting, match="of 4128 pixels a side, and at most 4096 are possible"):
+        complete(job, Ref("a", "0" * 20), Config(), model)
+    assert complete(job, Ref("a", "0" * 20), Config(), MODEL).chain == job.chain

@@ -1,0 +1,47 @@
+"""Making pictures larger, as jobs name it: the kind `upscale`, and the step `upscale` of a chain. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from imagend.fields import MAX_SIDE, Frozen, OfOnePicture, PictureName
+
+Scale = Literal[2, 4]
+
+
+class Upscale(OfOnePicture):
+    """A picture, made larger by Lanczos. It draws nothing, and so has no seed."""
+
+    image: PictureName = Field(
+        description="The picture: ENTITY/VIEW in reference/, or sha256:… of one that was sent along. What comes out "
+        "may have 4096 pixels a side."
+    )
+    scale: Scale = Field(2, description="How many times as wide and as high.")
+    metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
+
+
+class UpscaleStep(Frozen):
+    """The same, of each picture that the step before has made."""
+
+    scale: Scale = Field(2, description="How many times as wide and as high; to 4096 pixels a side.")
+
+
+class Chain(Frozen):
+    """What is done with the pictures of a `generate` job once they are painted."""
+
+    upscale: UpscaleStep = Field(description="Make each of them larger; `{}` for all defaults.")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Of the whole job, in order; the folders of its pictures have these names."""
+        return "generate", "upscale"
+
+    def check(self, width: int | None, height: int | None) -> None:
+        """Whether pictures of this size, as far as it is known, can become so large. Raises ValueError."""
+        if (side := self.upscale.scale * max(width or 0, height or 0)) > MAX_SIDE:
+            raise ValueError(
+                f"chain: would make pictures of {side} pixels a side, and at most {MAX_SIDE} are possible; ask for a "
+                "smaller scale, width or height"
+            )

@@ -1,0 +1,71 @@
+"""Pictures that are painted and saved, but not published: what another attempt at the job need not paint again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+
+from imagend.errors import NoSpace
+from imagend.job import Generate
+from imagend.manifest import Artifact
+from imagend.worker import images
+
+
+class Drafts:
+    """The pictures of a job in its draft folder: NNNN.png, and beside it .NNNN.json, which says what it is."""
+
+    def __init__(self, folder: Path, recipe: str) -> None:
+        self._folder, self._recipe = folder, recipe
+
+    def find(self, index: int) -> tuple[Artifact, bool] | None:
+        """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact
+        (Climb.exact)."""
+        path = self._folder / f"{index:04d}.png"
+        try:
+            note = json.loads(self._note(index).read_bytes())
+            artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
+            whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
+            return (artifact, bool(note["exact"])) if whole and note["recipe"] == self._recipe else None
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+
+    def save(
+        self,
+        image: Image.Image,
+        index: int,
+        seed: int,
+        seconds: float,
+        spec: Generate,
+        engine: dict[str, Any],
+        exact: bool,
+    ) -> Artifact:
+        """Write a picture durably, and a note of what it is. Raises NoSpace."""
+        try:
+            artifact = self._save(image, index, seed, seconds, spec, engine)
+            note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json"), "exact": exact}
+            self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
+            return artifact
+        except OSError as error:
+            raise NoSpace(error.strerror) from None
+
+    def _save(
+        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
+    ) -> Artifact:
+        path = self._folder / f"{index:04d}.png"
+        pixels = images.pixels_sha256(image)
+        item = {
+            "spec": spec.model_dump(mode="json", exclude_none=True, exclude={"seeds"}) | {"seed": seed},
+            "index": index,
+            "pixels_sha256": pixels,
+            "engine": engine,
+        }
+        data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
+        return images.describe(image, path.name, data, pixels, index, seed, seconds)
+
+    def _note(self, index: int) -> Path:
+        return self._folder / f".{index:04d}.json"
