@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,36 @@ def lora(bench: Bench) -> Iterator[Row]:
             }
 
 
+def references(bench: Bench) -> Iterator[Row]:
+    """What reference pictures cost: at the first job, when their embeddings are known, and several of them."""
+    name, adapter, pictures = bench.stock.folder(), bench.stock.ip_adapter(), bench.stock.pictures(4)
+    fields = {number: [{"image": one} for one in list(pictures)[:number]] for number in (0, 1, 4)}
+    with tempfile.TemporaryDirectory() as folder, bench.studio(embeddings=folder) as studio:
+        studio.paint(**bench.job(name))  # warm
+        before = studio.paint(**bench.job(name))
+        for what, number in (
+            ("none", 0),
+            ("one, first", 1),
+            ("one, next", 1),
+            ("four, first", 4),
+            ("four, next", 4),
+            ("none again", 0),
+            ("one again", 1),
+        ):
+            own = {"references": fields[number], "ip_adapter": adapter} if number else {}
+            painted = studio.paint(pictures=pictures, **bench.job(name, **own))
+            timings = painted.ended.timings
+            yield {
+                "references": what,
+                "model loading, s": round(timings["model_loading"], 3),
+                "encoding, s": round(timings["encoding"], 3),
+                "picture, s": painted.per_picture[0],
+                "times without": round(painted.per_picture[0] / before.per_picture[0], 2),
+                "bits as without": painted.pixels == before.pixels,
+                **memory(painted),
+            }
+
+
 def overhead(bench: Bench, rounds: int = 3) -> Iterator[Row]:
     """The same picture by bare diffusers and from drop to manifest through a daemon, in turns on one device."""
     name = bench.stock.folder()
@@ -247,5 +278,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "caps": caps,
     "switch": switch,
     "lora": lora,
+    "references": references,
     "overhead": overhead,
 }

@@ -22,7 +22,13 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their own import-time warnings
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
 Shapes = Mapping[str, Sequence[int]]
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -122,6 +128,49 @@ _ADAPTED = (
     ("text_encoder", "lora_te1", r"self_attn\.(q|k|v|out)_proj\.weight$"),
     ("text_encoder_2", "lora_te2", r"self_attn\.(q|k|v|out)_proj\.weight$"),
 )
+
+
+def ip_adapter(folder: Path, path: Path) -> None:
+    """A plain IP-Adapter for a folder's UNet and for image_encoder(), with h94/IP-Adapter's names."""
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    cross = config["cross_attention_dim"]
+    tensors: dict[str, Sequence[int]] = {
+        "image_proj.proj.weight": [4 * cross, VIT_H["projection_dim"]],
+        "image_proj.proj.bias": [4 * cross],
+        "image_proj.norm.weight": [cross],
+        "image_proj.norm.bias": [cross],
+    }
+    with torch.device("meta"):
+        unet = _model("unet", config)
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    for number, name in enumerate(names):  # odd ones: those between them are of self-attention
+        hidden = unet.get_submodule(name).to_q.out_features
+        tensors |= {f"ip_adapter.{2 * number + 1}.{one}.weight": [hidden, cross] for one in ("to_k_ip", "to_v_ip")}
+    write(path, tensors, torch.float16, 0)
+
+
+VIT_H = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 1024,
+    "hidden_act": "gelu",
+}
+"""CLIP-ViT-H-14, whose embeddings most IP-Adapters for SDXL read"""
+
+
+def image_encoder(folder: Path, layers: int = 32) -> None:
+    """One of its size, as transformers saves it."""
+    config = CLIPVisionConfig(**VIT_H | {"num_hidden_layers": layers}, architectures=["CLIPVisionModelWithProjection"])
+    with torch.device("meta"):
+        model = CLIPVisionModelWithProjection(config)
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    write(folder / "model.safetensors", shapes, torch.float16, 0)
 
 
 def draw(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks import random_sdxl, single_file
 
@@ -20,6 +22,10 @@ MODELS = {
     "shapes-xl": (REPOSITORY / "models" / "diffusers" / "shapes-xl", {}),
 }
 """what can be built: configs, and what of them shall be otherwise"""
+
+
+def random_picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8))
 
 
 @dataclass
@@ -58,6 +64,27 @@ class Stock:
             folder = self.root / "diffusers" / self.folder()
             self._make(target, lambda path: random_sdxl.lora(folder, path))
         return name
+
+    def ip_adapter(self) -> str:
+        """A plain IP-Adapter, and the image encoder that it reads by."""
+        name = f"random-{self.model}-ip-adapter"
+        target = self.root / "ipadapter" / f"{name}.safetensors"
+        if not target.exists():
+            folder = self.root / "diffusers" / self.folder()
+            layers = 32 if self.model == "full" else 2
+            encoder = self.root / "clip_vision" / f"random-{self.model}-encoder"
+            self._make(encoder, lambda path: random_sdxl.image_encoder(path, layers))
+            self._make(target, lambda path: random_sdxl.ip_adapter(folder, path))
+        return name
+
+    def pictures(self, count: int) -> dict[str, str]:
+        """Noise, by the names that jobs use."""
+        found = {}
+        for number in range(count):
+            path = self.root / f"reference-{number}.png"
+            random_picture(number).save(path)
+            found[f"noise/{number}"] = str(path)
+        return found
 
     def _make(self, target: Path, write: Callable[[Path], None]) -> None:
         """Under another name first: what was interrupted must not be taken for whole."""

@@ -85,15 +85,15 @@ class Studio:
         self._executor.kill("it")
         self._folder.cleanup()
 
-    def paint(self, known: Known | None = None, **fields: Any) -> Painted:
+    def paint(self, known: Known | None = None, pictures: dict[str, str] | None = None, **fields: Any) -> Painted:
         """One job, given as in a job file. Raises RuntimeError with the worker's message if it fails."""
-        painted = self.attempt(known, **fields)
+        painted = self.attempt(known, pictures, **fields)
         if painted.ended.outcome is not Outcome.SUCCEEDED:
             raise RuntimeError(_why(painted.ended))
         return painted
 
-    def attempt(self, known: Known | None = None, **fields: Any) -> Painted:
-        """The same, but a job may fail."""
+    def attempt(self, known: Known | None = None, pictures: dict[str, str] | None = None, **fields: Any) -> Painted:
+        """The same, but a job may fail. `pictures`: where the input pictures are that it names."""
         ref = Ref("bench", hashlib.sha256(str(self._jobs).encode()).hexdigest()[:20])
         self._jobs += 1
         wish = Generate.model_validate_json(json.dumps(fields))
@@ -103,7 +103,9 @@ class Studio:
         folder.mkdir()
         with self._watched() as peak:
             start = time.perf_counter()
-            run = Run(job=ref, kind="generate", spec=spec, folder=str(folder), known=known or Known())
+            run = Run(
+                job=ref, kind="generate", spec=spec, folder=str(folder), pictures=pictures or {}, known=known or Known()
+            )
             self._executor.send("it", run)
             ended = self._hear(Ended)
             seconds = time.perf_counter() - start

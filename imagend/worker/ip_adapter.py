@@ -1,7 +1,7 @@
 """The IP-Adapter of a job in the base's UNet, and what a job's references are to it. The base itself is never changed.
 
-One adapter reads all references, whose strengths differ by picture and by layer: diffusers' lists of scales, which it
-has for masks. The last one that was used stays in main memory while jobs do without it. After IP-Adapter,
+To diffusers each reference has an adapter of its own, with a strength for each layer; these are one and the same
+modules, several times in its lists. The last adapter stays in main memory while jobs do without it. After IP-Adapter,
 https://arxiv.org/abs/2308.06721.
 """
 
@@ -54,6 +54,15 @@ class _Loaded:
                 own(module.to(unet.dtype))
         models.check_unchanged(model)
         self.model, self.build = model, _build(unet)
+
+    def many(self, count: int) -> None:
+        """So many references will be shown."""
+        if len(self.projection.image_projection_layers) == count:
+            return
+        lists = [(one, name) for one in self.processors.values() for name in ("to_k_ip", "to_v_ip")]
+        for owner, name in (*lists, (self.projection, "image_projection_layers")):
+            first = getattr(owner, name)[0]
+            setattr(owner, name, torch.nn.ModuleList([first] * count))
 
     def modules(self) -> list[Any]:
         return [*self.processors.values(), self.projection]
@@ -141,12 +150,15 @@ class IpAdapter:
             found.append(self._encoder.encode(reference.image, picture, lambda: context.progress(Stage.LOADING)))
         assert spec.guidance_scale is not None
         is_guided = spec.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
-        halves = [torch.stack([one.positive for one in found], dim=1)]
-        if is_guided:
-            halves.insert(0, torch.stack([one.negative for one in found], dim=1))
-        arguments: dict[str, Any] = {"ip_adapter_image_embeds": [torch.cat(halves).to(pipe.unet.dtype)]}
-        if (masks := _masks(references, pictures, spec)) is not None:
-            arguments["cross_attention_kwargs"] = {"ip_adapter_masks": [masks.to(pipe._execution_device)]}
+        arguments: dict[str, Any] = {
+            "ip_adapter_image_embeds": [
+                torch.cat([half[:, None] for half in (one.negative, one.positive)[not is_guided :]]).to(pipe.unet.dtype)
+                for one in found
+            ]
+        }
+        if any(one.mask for one in references):
+            masks = [one.mask and _mask(pictures[one.mask], spec).to(pipe._execution_device) for one in references]
+            arguments["cross_attention_kwargs"] = {"ip_adapter_masks": masks}
         return arguments
 
     def _attach(self, model: Model, unet: Any, context: Context) -> None:
@@ -169,29 +181,19 @@ class IpAdapter:
         assert self._loaded is not None
         names = list(self._loaded.processors)
         acting_in = [layers(reference.influence, names) for reference in references]
+        self._loaded.many(len(references))
         for name, processor in self._loaded.processors.items():
-            scales = [one.strength if name in by else 0.0 for one, by in zip(references, acting_in, strict=True)]
-            processor.scale = [scales if _is_masked(references) else scales[0]]
+            processor.scale = [
+                one.strength if name in by else 0.0 for one, by in zip(references, acting_in, strict=True)
+            ]
 
 
-def _is_masked(references: tuple[Reference, ...]) -> bool:
-    """Whether diffusers needs masks: to keep several pictures apart, too."""
-    return len(references) > 1 or references[0].mask is not None
-
-
-def _masks(references: tuple[Reference, ...], pictures: Mapping[str, Picture], spec: Generate) -> torch.Tensor | None:
-    """Of shape (1, references, height, width), 1 where each one acts."""
-    if not _is_masked(references):
-        return None
+def _mask(picture: Picture, spec: Generate) -> torch.Tensor:
+    """Of shape (1, 1, height, width), 1 where the reference acts."""
     assert spec.width is not None
     assert spec.height is not None
-    everywhere = torch.ones(1, 1, spec.height, spec.width)
-    read = IPAdapterMaskProcessor()
-    found = [
-        read.preprocess(pictures[one.mask].sized(spec.width, spec.height)) if one.mask else everywhere
-        for one in references
-    ]
-    return torch.cat(found, dim=1)
+    mask: torch.Tensor = IPAdapterMaskProcessor().preprocess(picture.sized(spec.width, spec.height))
+    return mask
 
 
 def _build(unet: Any) -> Any:

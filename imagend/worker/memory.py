@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import UNet2DConditionModel
     from diffusers.hooks import apply_group_offloading
+    from diffusers.models.embeddings import MultiIPAdapterImageProjection
     from peft.tuners.lora.layer import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -103,7 +104,11 @@ class Placement:
 
     def _stream(self, module: Any, mode: Mode) -> None:
         if mode is Mode.FP8 and isinstance(module, UNet2DConditionModel):
-            module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=module.dtype)
+            module.enable_layerwise_casting(
+                storage_dtype=torch.float8_e4m3fn,
+                compute_dtype=module.dtype,
+                skip_modules_classes=(MultiIPAdapterImageProjection,),  # which casts what it is given as it is stored
+            )
         on_cuda = self.device.type == "cuda"
         if on_cuda:  # into memory from which the device can fetch while it works
             tensors = list(_tensors(module))
