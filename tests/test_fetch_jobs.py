@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Home, run_until, run_until_idle
+from disk import Op, Recorder, watched
 from fetch_server import Handler, Server, running, serve
 from scene import in_child
 from test_cli import imagend
@@ -24,6 +26,7 @@ from weightfiles import VAE, weights
 from imagend import config as configuration
 from imagend import records
 from imagend.architecture import ModelKind
+from imagend.cli.check import examine
 from imagend.daemon.executor import Mailbox, StopRequested
 from imagend.daemon.local import Fetching, LocalExecutor
 from imagend.daemon.loop import Daemon
@@ -42,10 +45,11 @@ class Farm:
     home: Home
     server: Server
     pem: Path
+    at_once: int = 1
 
     def executor(self, mailbox: Mailbox) -> LocalExecutor:
         command = (sys.executable, str(HERE / "fetching"), "--port", str(self.server.server_address[1]))
-        fetching = Fetching(1, self.home.config.for_fetching, (*command, "--pem", str(self.pem)))
+        fetching = Fetching(self.at_once, self.home.config.for_fetching, (*command, "--pem", str(self.pem)))
         painter = (sys.executable, str(HERE / "kinds"))
         return LocalExecutor({"cpu0": "cpu"}, self.home.config.models, mailbox, command=painter, fetching=fetching)
 
@@ -430,6 +434,72 @@ def test_a_stop_releases_it_and_the_next_start_goes_on(farm: Farm) -> None:
     farm.stop(daemon)
 
 
+class Slayer(Recorder):
+    """Kills the process that fetches in place of one disk operation of the daemon, the daemon in place of another."""
+
+    def __init__(self, fetcher_at: int, daemon_at: int) -> None:
+        super().__init__()
+        self.fetcher_at, self.daemon_at = fetcher_at, daemon_at
+        self.daemon: Daemon | None = None
+
+    def before(self, op: Op) -> None:
+        super().before(op)
+        if len(self.ops) == self.fetcher_at and self.daemon:
+            self.daemon.executor.kill("fetch0")
+        if len(self.ops) == self.daemon_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+LONGEST = 160
+"""Operations of a life, more or less."""
+
+
+def slain(farm: Farm, seed: int) -> None:
+    """A life that ends somewhere, and another; then all is as if there had been one."""
+    dice = random.Random(seed)
+    farm.server.file(PLAIN, DATA)
+    other = weights(VAE)
+    farm.server.file("https://models.example.org/vae.safetensors", other)
+    sha256 = hashlib.sha256(other).hexdigest()
+    refs = (
+        farm.fetch(),
+        farm.fetch({"source": "https://models.example.org/vae.safetensors", "sha256": sha256}),
+        farm.home.drop(prompt="paint"),
+    )
+    slayer = Slayer(dice.randrange(LONGEST), dice.randrange(LONGEST))
+
+    def live() -> None:
+        daemon = slayer.daemon = farm.daemon(max_attempts=9)
+        farm.run(daemon, *refs)
+        farm.stop(daemon)
+
+    def first() -> None:
+        with watched(slayer):
+            live()
+
+    assert in_child(first)[0] in (0, -signal.SIGKILL)
+    slayer = Slayer(0, 0)
+    assert in_child(live)[0] == 0
+    for ref in refs:
+        manifest = farm.home.manifest(ref)
+        assert (manifest["outcome"], manifest["attempts"] <= 3) == ("succeeded", True)
+    names = ("loras/ink.safetensors", "vae/vae.safetensors")
+    assert farm.left() == sorted(f"{name}{suffix}" for name in names for suffix in ("", records.SUFFIX))
+    assert [(farm.models / name).read_bytes() for name in names] == [DATA, other]
+    assert sorted(line["id"] for line in farm.home.feed()) == sorted(ref.id for ref in refs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere(farm: Farm, seed: int) -> None:
+    slain(farm, seed)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(4, 104))
+def test_killed_anywhere_again(farm: Farm, seed: int) -> None:
+    slain(farm, seed)
+
+
 # Lanes
 
 
@@ -458,6 +528,59 @@ def test_a_slow_painter_keeps_no_model_from_coming(farm: Farm) -> None:
     assert farm.home.outcome(ref) == "succeeded"
     assert (farm.home.where(slow), farm.home.where(behind)) == ("active", "pending")
     daemon.executor.kill("cpu0")
+    farm.stop(daemon)
+
+
+def test_as_many_at_once_as_config_says_and_no_more(farm: Farm) -> None:
+    farm.at_once = 2
+    farm.server.on(PLAIN, hang(after=3000))
+    names = ("a", "b", "c")
+    for name in names:
+        farm.server.on(f"https://models.example.org/{name}.safetensors", hang(after=3000))
+    daemon = farm.daemon()
+    refs = [farm.fetch({"source": f"https://models.example.org/{name}.safetensors"}) for name in names]
+    run_until(daemon, lambda: len(farm.parts()) == 2)
+    refs.sort(key=lambda ref: str(farm.home.where(ref)))
+    assert [farm.home.where(ref) for ref in refs] == ["active", "active", "pending"]
+    farm.home.drop(kind="cancel", job=refs[0].id, prompt=...)
+    run_until(daemon, lambda: farm.home.where(refs[2]) == "active")
+    assert farm.home.where(refs[1]) == "active"
+    farm.stop(daemon)
+
+
+def test_two_jobs_that_want_the_same_fetch_it_once(farm: Farm) -> None:
+    farm.at_once = 2
+    farm.server.on(PLAIN, hang(after=3000))
+    daemon = farm.daemon()
+    refs = [farm.fetch({"nonce": str(number)}) for number in range(2)]
+    fetchers = [daemon.slots[f"fetch{number}"] for number in range(2)]
+    run_until(daemon, lambda: all(slot.running and slot.running.progress for slot in fetchers))
+
+    def begun() -> list[str]:
+        runs = [(slot.name, slot.running) for slot in fetchers]
+        return [name for name, run in runs if run and run.progress and run.progress.bytes_done == 3000]
+
+    run_until(daemon, lambda: len(begun()) == 1)
+    farm.server.file(PLAIN, DATA)
+    (first,) = begun()
+    daemon.executor.kill(first)  # and whichever goes on, goes on with what came
+    farm.run(daemon, *refs)
+    assert [farm.home.outcome(ref) for ref in refs] == ["succeeded", "succeeded"]
+    assert farm.ranges() == [None, "bytes=3000-"]
+    farm.stop(daemon)
+
+
+def test_an_operator_queues_it_again(farm: Farm) -> None:
+    farm.server.file(PLAIN, DATA[:-1] + b"x")
+    daemon = farm.daemon()
+    ref = farm.fetch()
+    farm.run(daemon, ref)
+    assert farm.home.outcome(ref) == "failed"
+    farm.server.file(PLAIN, DATA)
+    assert imagend("requeue", str(ref), cwd=farm.home.root).returncode == 0
+    run_until(daemon, lambda: farm.home.where(ref) == "pending" or farm.home.where(ref) == "active")
+    farm.run(daemon, ref)
+    assert farm.home.outcome(ref) == "succeeded"
     farm.stop(daemon)
 
 
@@ -491,6 +614,19 @@ def test_places_are_told_by_lane(farm: Farm) -> None:
 
 
 # As people run it
+
+
+def test_check_says_for_whom_no_model_can_come(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def complaints() -> list[str]:
+        found = examine(farm.home.root / "config.yaml")
+        return [f"{one.what}: {one.fix}" for one in found if "models fetched" in one.what]
+
+    assert complaints() == []
+    access = os.access  # who runs tests as root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != farm.models and access(path, mode))
+    (complaint,) = complaints()
+    assert f"{farm.home.client} may have models fetched, and {farm.models} cannot be written" in complaint
+    assert f"take fetch: true from clients.{farm.home.client}" in complaint
 
 
 def test_submit_writes_such_a_job(farm: Farm) -> None:

@@ -15,6 +15,7 @@ from imagend import errors
 from imagend.config import Config
 
 UNIT = REPOSITORY / "imagend.service"
+OPERATIONS = REPOSITORY / "docs" / "operations.md"
 THRESHOLD = 15  # tenths: 1.5 of 10
 
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd (Debian package systemd)")
@@ -59,6 +60,21 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     assert "Unknown key" in analyze("verify", "--man=no", _spoilt(tmp_path)).stderr
     done = analyze("verify", "--man=no", unit)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+@needs_systemd
+def test_the_drop_in_for_jobs_that_fetch_opens_the_network_and_nothing_else(tmp_path: Path) -> None:
+    block = re.search(r"```\n( *\[Service\]\n *PrivateNetwork=no\n.*?)```", OPERATIONS.read_text(), re.DOTALL)
+    assert block
+    opened = tmp_path / UNIT.name
+    opened.write_text(f"{UNIT.read_text()}\n{re.sub('(?m)^ +', '', block[1])}")
+    assert "Unknown key" not in analyze("verify", "--man=no", opened).stderr
+    findings = [
+        json.loads(analyze("security", "--offline=yes", "--json=short", unit).stdout) for unit in (UNIT, opened)
+    ]
+    before, after = ({one["name"] for one in found if not one["set"]} for found in findings)
+    network = {"PrivateNetwork=", "IPAddressDeny=", "RestrictAddressFamilies=~AF_(INET|INET6)"}
+    assert after - before == network
 
 
 def _spoilt(folder: Path) -> Path:

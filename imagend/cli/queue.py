@@ -65,7 +65,7 @@ def _lines(running: _Jobs, waiting: _Jobs, passed: _Jobs, pending: int, shown: i
     for job in waiting:
         wait = job["estimated_wait_seconds"]
         about = "not known yet" if wait is None else f"about {span(wait)}"
-        lane = "  to be fetched" if job["lane"] == Lane.FETCH else ""
+        lane = "  to be fetched" if job.get("lane") == Lane.FETCH else ""
         lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}{lane}")
     for job in passed:
         why = "held" if job["waits_for"] == "release" else "its client is paused"

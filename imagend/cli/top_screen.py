@@ -22,6 +22,7 @@ from textual.widgets import DataTable, Footer, Label, Sparkline, Static
 from imagend.cli.look import daemon_alive, read, shown, span
 from imagend.config import Config
 from imagend.job import Outcome
+from imagend.lanes import Lane
 from imagend.live import End, Recent, percentile
 from imagend.spool import EVENTS, STATUS
 
@@ -236,7 +237,8 @@ def _bar(done: float) -> str:
 def _waiting(job: dict[str, Any]) -> Row:
     wait = job["estimated_wait_seconds"]
     about = "not known yet" if wait is None else span(wait)
-    return (_text(str(job["queue_position"])), _text(f"{job['client']}/{job['id']}"), _text(about))
+    lane = "fetch " if job.get("lane") == Lane.FETCH else ""
+    return (_text(f"{lane}{job['queue_position']}"), _text(f"{job['client']}/{job['id']}"), _text(about))
 
 
 def _passed_over(job: dict[str, Any]) -> Row:

@@ -27,6 +27,7 @@ from imagend import __version__, files
 from imagend.config import Config
 from imagend.daemon.plots import bars, dots, progress
 from imagend.job import Outcome, Ref
+from imagend.lanes import Lane
 from imagend.live import BUCKET_S, BUCKETS, End, Recent, percentile
 from imagend.outputs import MANIFEST
 from imagend.spool import EVENTS, STALE_INTERVALS, STATUS
@@ -242,7 +243,8 @@ def _queue(queue: dict[str, Any]) -> str:
         for entry in queue["head"]:
             wait = entry["estimated_wait_seconds"]
             about = "not known yet" if wait is None else f"{wait:.0f} s" if wait < 600 else f"{wait / 60:.0f} min"
-            yield str(entry["queue_position"]), _job(Ref(entry["client"], entry["id"])), about
+            lane = "fetch " if entry.get("lane") == Lane.FETCH else ""
+            yield f"{lane}{entry['queue_position']}", _job(Ref(entry["client"], entry["id"])), about
         for entry in queue["passed_over"]:
             why = "held" if entry["waits_for"] == "release" else "its client is paused"
             yield "-", _job(Ref(entry["client"], entry["id"])), why

@@ -38,7 +38,12 @@ WORK = ".fetch"
 STALE_S = 7 * 86_400.0
 """What was left unfinished for so long is deleted by the next fetch."""
 GB = 10**9
+POLL_S = 1.0
 _FOLDERS = (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR)
+
+
+class Busy(UsageError):
+    """The same is being fetched already. Wait for its end."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ class Fetcher:
 
     def attempt(self, wish: Wish, last: Callable[[], bool], again: bool = False) -> Fetched:
         """One of several, perhaps: a lost connection keeps what has come, unless this is the `last`. With `again`, to
-        find installed what is asked for is a success, too: an attempt may have died after its last step.
+        find installed what is asked for is a success, too: an attempt may have died after its last step. While another
+        fetches the same, it waits.
 
         Raises DownloadFailed, UsageError, ConnectionLost if it is not the last.
         """
@@ -104,29 +110,30 @@ class Fetcher:
         plan = self._plan(wish)
         kind = wish.kind or plan.kind
         name = wish.name or plan.name
-        if again and (there := self._installed(plan, kind, name)):
-            return there
-        if kind is not None:
-            free_place(self._config.models, kind, name, plan.is_file)
         key = hashlib.sha256(f"{plan.said.get('source')} {[item.sha256 for item in plan.items]}".encode()).hexdigest()
         folder = self._work / key[:20]
-        try:
-            files.make_folder(self._work, 0o700)
-            self._sweep(keep=folder)
-            folder.mkdir(0o700, exist_ok=True)
-            with _lock(folder):
-                try:
-                    return self._get(plan, wish, kind, name, folder)
-                except (DownloadFailed, UsageError, OSError, Interrupt):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
-                except ConnectionLost:
-                    if last():
+        while True:
+            try:
+                files.make_folder(self._work, 0o700)
+                self._sweep(keep=folder)
+                folder.mkdir(0o700, exist_ok=True)
+                with _lock(folder):
+                    try:
+                        return self._get(plan, wish, kind, name, folder, again)
+                    except (DownloadFailed, UsageError, OSError, Interrupt):
                         shutil.rmtree(folder, ignore_errors=True)
+                        raise
+                    except ConnectionLost:
+                        if last():
+                            shutil.rmtree(folder, ignore_errors=True)
+                        raise
+            except OSError as error:
+                where = error.filename or self._config.models
+                raise DownloadFailed(plan.host, f"the disk refused {where}: {error.strerror}") from None
+            except Busy:
+                if not again:
                     raise
-        except OSError as error:
-            where = error.filename or self._config.models
-            raise DownloadFailed(plan.host, f"the disk refused {where}: {error.strerror}") from None
+            self._sleep(POLL_S)
 
     def _plan(self, wish: Wish) -> Plan:
         def json(url: str) -> dict[str, object]:
@@ -182,7 +189,12 @@ class Fetcher:
             host, name, (Item(wish.source, f"{name}.safetensors", wish.sha256),), said={"source": short(public)}
         )
 
-    def _get(self, plan: Plan, wish: Wish, kind: ModelKind | None, name: str, folder: Path) -> Fetched:
+    def _get(self, plan: Plan, wish: Wish, kind: ModelKind | None, name: str, folder: Path, again: bool) -> Fetched:
+        if again and (there := self._installed(plan, kind, name)):
+            shutil.rmtree(folder, ignore_errors=True)
+            return there
+        if kind is not None:
+            free_place(self._config.models, kind, name, plan.is_file)
         settings = self._config.fetch
         limit = int((settings.max_lora_gb if kind is ModelKind.LORA else settings.max_model_gb) * GB)
         if kind is ModelKind.LORA:
@@ -257,7 +269,7 @@ class Fetcher:
 
     def _sweep(self, keep: Path) -> None:
         for old in self._work.iterdir():
-            with contextlib.suppress(OSError, UsageError):
+            with contextlib.suppress(OSError, Busy):
                 if old != keep and old.is_dir() and time.time() - old.stat().st_mtime > STALE_S:
                     with _lock(old):
                         shutil.rmtree(old)
@@ -265,13 +277,16 @@ class Fetcher:
 
 @contextmanager
 def _lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Against another fetch of the same; the kernel lets it go when we die. Raises UsageError, OSError."""
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Against another fetch of the same; the kernel lets it go when we die. Raises Busy, OSError."""
+    try:
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # another has just ended, and taken it away
+        raise Busy from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise UsageError("The same is being fetched already. Wait for its end.") from None
+            raise Busy from None
         yield
     finally:
         os.close(fd)
