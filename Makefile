@@ -15,6 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,top,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spandrel
 	@touch $@
 
 demo: $(READY)
@@ -27,6 +28,7 @@ install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "imagend needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[engine]'
+	$(PREFIX)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spandrel
 	@if command -v restorecon >/dev/null; then restorecon -R $(PREFIX); fi
 	$(PREFIX)/bin/imagend install $(OPTIONS)
 

@@ -107,6 +107,9 @@ class Config(Frozen):
         description="Who may ask: OpenSSH's allowed_signers format (man ssh-keygen). Re-read whenever it changes.",
     )
     default_model: ModelName = Field("shapes-xl", description="The model of jobs that name none.")
+    default_upscaler: ModelName = Field(
+        "Lanczos", description="The upscaler of jobs and chains that name none; Lanczos: no network."
+    )
     model_settings: dict[ModelName, ModelSettings] = Field(
         {},
         description="What some models need that their files do not say, by the names that `imagend models` lists: "

@@ -7,7 +7,7 @@ ImagendError
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
-│   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder
+│   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -150,6 +150,13 @@ class NoImageEncoder(JobFailed):
 class NoPreprocessor(JobFailed):
     """There is no preprocessor for {} under models/preprocessors/. Get one, such as by
     `imagend fetch https://huggingface.co/{}`, or give a control picture instead."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoUpscaler(JobFailed):
+    """There is no upscaler {!r} under models/upscale_models/. Known are: {}, and Lanczos. Correct its name, or get one,
+    such as by `imagend fetch https://huggingface.co/{}`."""
 
     code, status = "MODEL_NOT_FOUND", 404
 

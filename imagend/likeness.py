@@ -11,10 +11,11 @@ from typing import Any
 
 # Parts of `engine`, likeliest cause first; what is not named here comes after them, in order.
 _ORDER = (
-    *("model", "vae", "loras", "embeddings", "controlnets", "ip_adapter", "preprocessors", "pictures", "scheduler"),
+    *("model", "vae", "loras", "embeddings", "controlnets", "ip_adapter", "preprocessors", "upscaler", "pictures"),
+    "scheduler",
     *("dtype", "versions", "device_name", "device", "threads"),
 )
-_MODES = ("mode", "vae_tile", "exact")
+_MODES = ("mode", "vae_tile", "upscaler_tile", "exact")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ _MORE = 1.1
 """A rung that failed is tried again when so much more is available: what others take comes and goes."""
 
 
+UPSCALER_TILES = (512, 256, 128)
+"""Pixels a side of what an upscaling network is given at once: the first where memory is plenty."""
+OVERLAP = 32
+"""Pixels by which such tiles overlap; a third of the smallest at most, so that no three do."""
+_TENSORS_OF_UPSCALER = 4
+"""of the network's width and its result's size, which live at its peak"""
+
+
 class Mode(enum.StrEnum):
     """Where the weights are; each needs less of the device than the one before, and more time."""
 
@@ -241,3 +249,12 @@ def learned(experience: Experience, seen: Mapping[str, Any]) -> Experience:
     return experience.model_copy(
         update={name: getattr(experience, name) | seen.get(name, {}) for name in ("peaks", "estimates", "failed")}
     )
+
+
+def upscaler_tile(width: int, height: int, channels: int, scale: int, available: int) -> int:
+    """The largest tile for which there should be room, else the smallest."""
+    for tile in UPSCALER_TILES:
+        pixels = min(tile, width) * min(tile, height) * scale**2
+        if round(_MARGIN * _TENSORS_OF_UPSCALER * pixels * channels * 4) + _WORKSPACE <= available:
+            return tile
+    return UPSCALER_TILES[-1]

@@ -12,7 +12,10 @@ from imagend.errors import AmbiguousModel, UnknownModel
 
 EXTENSIONS = (".safetensors", ".sft")
 MAX_NAME = 200
-NAMED_KINDS = (ModelKind.BASE, ModelKind.VAE, ModelKind.LORA, ModelKind.CONTROLNET, ModelKind.IP_ADAPTER)
+NAMED_KINDS = (
+    *(ModelKind.BASE, ModelKind.VAE, ModelKind.LORA, ModelKind.CONTROLNET),
+    *(ModelKind.IP_ADAPTER, ModelKind.UPSCALER),
+)
 """What jobs name in fields of their own, and so may pin."""
 MODEL_NAME = r"^[^/.][^/]*(/[^/.][^/]*)*$"  # folders and a file, none hidden; those that are listed are printable, too
 _PIN = re.compile(r"(?s:(.+))@([0-9A-Fa-f]{10,64})")
@@ -39,11 +42,13 @@ def wanted(text: str) -> Wanted:
 
 
 def named(spec: Mapping[str, Any]) -> list[tuple[ModelKind, str]]:
-    """The models that the fields of a job name: base, VAE, LoRAs, ControlNets and IP-Adapter."""
+    """The models that the fields of a job name: base, VAE, LoRAs, ControlNets, IP-Adapter and upscaler."""
     texts = [(ModelKind.BASE, spec.get("model")), (ModelKind.VAE, spec.get("vae"))]
     texts += [(ModelKind.IP_ADAPTER, spec.get("ip_adapter"))]
     texts += [(ModelKind.LORA, one.get("name")) for one in spec.get("loras") or ()]
     texts += [(ModelKind.CONTROLNET, one.get("model")) for one in spec.get("control") or ()]
+    chained = (spec.get("chain") or {}).get("upscale") or {}
+    texts += [(ModelKind.UPSCALER, one.get("upscaler")) for one in (spec, chained)]
     return [(kind, text) for kind, text in texts if isinstance(text, str)]
 
 

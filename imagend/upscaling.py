@@ -6,19 +6,31 @@ from typing import Literal
 
 from pydantic import Field
 
-from imagend.fields import MAX_SIDE, Frozen, OfOnePicture, PictureName
+from imagend.fields import MAX_SIDE, Frozen, ModelName, OfOnePicture, PictureName
 
 Scale = Literal[2, 4]
+LANCZOS = "Lanczos"
+STAGE = "upscaling"
+_UPSCALER = (
+    "A network: a file under models/upscale_models/, without its extension, as `imagend models` lists them, perhaps "
+    "pinned: name@sha256; or Lanczos, which is none. default_upscaler of config.yaml if left out."
+)
+
+
+def is_lanczos(upscaler: str) -> bool:
+    """Whether a job's text means no network, but Pillow's own resize."""
+    return upscaler.casefold() == LANCZOS.casefold()
 
 
 class Upscale(OfOnePicture):
-    """A picture, made larger by Lanczos. It draws nothing, and so has no seed."""
+    """A picture, made larger by a network or by Lanczos. Nothing is drawn, and so there is no seed."""
 
     image: PictureName = Field(
         description="The picture: ENTITY/VIEW in reference/, or sha256:… of one that was sent along. What comes out "
         "may have 4096 pixels a side."
     )
     scale: Scale = Field(2, description="How many times as wide and as high.")
+    upscaler: ModelName | None = Field(None, description=_UPSCALER)
     metadata: Literal["full", "none"] = Field("full", description="Whether the PNG says how it was made.")
 
 
@@ -26,6 +38,7 @@ class UpscaleStep(Frozen):
     """The same, of each picture that the step before has made."""
 
     scale: Scale = Field(2, description="How many times as wide and as high; to 4096 pixels a side.")
+    upscaler: ModelName | None = Field(None, description=_UPSCALER)
 
 
 class Chain(Frozen):

@@ -155,11 +155,11 @@ def test_a_result_is_removed_whole(home: Home) -> None:
 
 
 def test_submit_chains(home: Home) -> None:
-    done = imagend("submit", "generate", "--prompt", "a circle", "--chain-upscale", "4", cwd=home.root)
+    done = imagend("submit", "generate", "--prompt", "a circle", "--chain-upscale", "4:esrgan 4x", cwd=home.root)
     assert done.returncode == 0, done.stderr
     run_until_idle(daemon := home.daemon())
     (run,) = daemon.executor.runs  # type: ignore[attr-defined]
-    assert run.spec["chain"] == {"upscale": {"scale": 4}}
+    assert run.spec["chain"] == {"upscale": {"scale": 4, "upscaler": "esrgan 4x"}}
     refused = imagend("submit", "generate", "--prompt", "a circle", "--chain-upscale", "3", cwd=home.root)
     assert refused.returncode == 64
     assert "chain.upscale.scale: 3 should be 2 or 4" in refused.stderr

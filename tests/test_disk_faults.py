@@ -21,6 +21,7 @@ from conftest import Home, step
 from disk import Op, Recorder, Watcher, watched
 from scene import Painter, Scene, big_scene, check, check_nothing_is_half, live, quick_home, quiet, start
 
+from imagend.daemon import durations
 from imagend.daemon.loop import Daemon
 from imagend.messages import Message
 from imagend.spool import STATUS
@@ -51,9 +52,9 @@ class Refuser(Watcher):
 
 
 def _is_of_no_matter(op: Op) -> bool:
-    """status.json cannot tell of itself, and to make a folder that is there does nothing."""
+    """status.json cannot tell of itself, to make a folder that is there does nothing, durations may be forgotten."""
     known = op.name == "mkdir" and Path(op.path).is_dir()
-    return known or Path(op.path).name in (f".{STATUS}.tmp", ".ballast", "..ballast.tmp")
+    return known or Path(op.path).name in (f".{STATUS}.tmp", f".{durations.FILE}.tmp", ".ballast", "..ballast.tmp")
 
 
 @contextlib.contextmanager

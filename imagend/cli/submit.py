@@ -87,9 +87,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fields.add_argument(
         "--chain-upscale",
         dest="field_chain",
-        metavar="SCALE",
+        metavar="SCALE[:UPSCALER]",
         type=_chain,
-        help="make each picture so many times as wide and as high once it is painted: 2 or 4",
+        help="make each picture so many times as wide and as high once it is painted: 2 or 4; by a network, or Lanczos",
     )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
@@ -156,8 +156,9 @@ def _weighted(text: str, key: str) -> dict[str, Any]:
     return {"image": image, key: _number(strength)}
 
 
-def _chain(scale: str) -> dict[str, Any]:
-    return {"upscale": {"scale": _number(scale)}}
+def _chain(text: str) -> dict[str, Any]:
+    scale, colon, upscaler = text.partition(":")
+    return {"upscale": {"scale": _number(scale)} | ({"upscaler": upscaler} if colon else {})}
 
 
 def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:

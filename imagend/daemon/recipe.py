@@ -14,12 +14,15 @@ from imagend.job import STRENGTH, Generate, Job, Ref, Spec
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.models import Model
+from imagend.upscaling import Upscale
 
 _NATIVE = 1024  # image types are written for SDXL's own size
 
 
 def fill(job: Job, config: Config, find: Callable[[str], Model]) -> tuple[Spec, str | None]:
     """A job's spec as complete() has it, and the name of its base model. Raises what find() and complete() do."""
+    if isinstance(job.spec, Upscale):
+        return job.spec.model_copy(update={"upscaler": job.spec.upscaler or config.default_upscaler}), None
     if not isinstance(job.spec, Generate):
         return job.spec, None
     model = find(job.spec.model or config.default_model)
@@ -55,6 +58,9 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         "count": None,
         "image_type": None,
     }
+    if spec.chain is not None:
+        step = spec.chain.upscale
+        filled["chain"] = {"upscale": step.model_dump() | {"upscaler": step.upscaler or config.default_upscaler}}
     try:
         return Generate.model_validate(spec.model_dump() | filled)
     except ValidationError as error:

@@ -9,10 +9,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from imagend.job import Generate
 from imagend.manifest import Artifact
+from imagend.upscaling import STAGE
 from imagend.worker import upscale
 from imagend.worker.decode import open_picture
 from imagend.worker.drafts import Drafts
@@ -23,38 +25,44 @@ if TYPE_CHECKING:
 
 def run(spec: Generate, context: Context, paint: Callable[[], tuple[Artifact, ...]]) -> tuple[Artifact, ...]:
     """The pictures of all steps, those of the first one first. Raises what `paint` does, NoSpace, Interrupt."""
+    assert spec.chain is not None
     first, second = spec.chain_steps
+    step = spec.chain.upscale
+    upscaler = upscale.choose(step.upscaler, step.scale, context)  # before anything is painted in vain
     with context.chain_step(first, 0, 2):
         painted = _in_folder(first, paint())
     context.made(painted)
     with context.chain_step(second, 1, 2):
-        return painted + _in_folder(second, _upscale(spec, painted, context))
+        return painted + _in_folder(second, _upscale(spec, painted, upscaler, context))
 
 
 def _in_folder(step: str, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
     return tuple(one.model_copy(update={"file": f"{step}/{one.file}"}) for one in artifacts)
 
 
-def _upscale(spec: Generate, painted: tuple[Artifact, ...], context: Context) -> tuple[Artifact, ...]:
-    assert spec.chain is not None
+def _upscale(
+    spec: Generate, painted: tuple[Artifact, ...], upscaler: upscale.Upscaler, context: Context
+) -> tuple[Artifact, ...]:
     assert spec.seeds is not None
-    upscaler = upscale.Lanczos(spec.chain.upscale.scale)
     context.engine["upscaler"] = upscaler.describe()
     context.engine["versions"] = context.engine["versions"] | upscaler.versions
     made = []
     for one, seed in zip(painted, spec.seeds, strict=True):
-        context.progress(upscale.STAGE, one.index, len(painted), 0, 1)
+        context.progress(STAGE, one.index, len(painted), 0, 1)
         drafts = Drafts(context.folder, _recipe(one, context.engine["upscaler"] | upscaler.versions))
         if (known := drafts.find(one.index)) is not None:
-            made.append(known[0])
-        else:
-            start = time.perf_counter()
-            with context.timed(upscale.STAGE):
-                image = upscaler(open_picture(context.folder.parent / one.file, one.file))
-            seconds = round(time.perf_counter() - start, 6)
-            with context.timed("saving"):
-                made.append(drafts.save(image, one.index, seed, seconds, spec, context.engine, exact=True))
-        context.progress(upscale.STAGE, one.index, len(painted), 1, 1)
+            artifact, exact = known
+            context.memory["exact"] = context.memory.get("exact", True) and exact
+            context.progress(STAGE, one.index, len(painted), 1, 1)
+            made.append(artifact)
+            continue
+        start = time.perf_counter()
+        with context.timed(STAGE):
+            small = open_picture(context.folder.parent / one.file, one.file)
+            image = upscaler(small, partial(context.progress, STAGE, one.index, len(painted)))
+        seconds = round(time.perf_counter() - start, 6)
+        with context.timed("saving"):
+            made.append(drafts.save(image, one.index, seed, seconds, spec, context.engine, upscaler.exact))
     return tuple(made)
 
 

@@ -5,27 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from engine_conftest import REF, Painter
+from engine_conftest import Painter
 from PIL import Image
+from upscalers import upscale
 
 from imagend.job import Outcome
-from imagend.messages import Progress, Run
-from imagend.upscaling import Upscale
-
-NAME = "leona/front"
-
-
-def upscale(painter: Painter, path: Path, folder: Path, name: str = NAME, **fields: Any) -> Any:
-    """The worker's Ended."""
-    painter.said = []
-    spec = Upscale(image=name, **fields).model_dump(mode="json")
-    folder.mkdir(exist_ok=True)
-    run = Run(job=REF, kind="upscale", spec=spec, folder=str(folder), pictures={name: str(path)})
-    return painter.worker.attempt(run, painter.worker.expect(run))
+from imagend.messages import Progress
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 
-from imagend import presets, schedulers
+from imagend import jobfile, presets, schedulers
 from imagend.architecture import Architecture, ModelKind
 from imagend.config import Config, ModelSettings
-from imagend.daemon.recipe import complete
+from imagend.daemon.recipe import complete, fill
 from imagend.errors import UnsupportedSetting
-from imagend.job import Generate, Ref
+from imagend.job import Generate, Job, Ref
+from imagend.model_names import named
 from imagend.models import Model
 
 REF = Ref("alice", "0123456789abcdef0123")
@@ -185,4 +187,19 @@ def test_pictures_that_would_become_too_large_are_refused_when_the_models_own_si
     job = Generate.model_validate({"prompt": "x", "chain": {"upscale": {"scale": 4}}})
     with pytest.raises(UnsupportedSetting, match="of 4128 pixels a side, and at most 4096 are possible"):
         complete(job, Ref("a", "0" * 20), Config(), model)
-    assert complete(job, Ref("a", "0" * 20), Config(), MODEL).chain == job.chain
+    assert complete(job, Ref("a", "0" * 20), Config(), MODEL).width == 1024
+
+
+def test_the_upscaler_of_a_job_that_names_none_is_the_settings() -> None:
+    config = Config(default_upscaler="esrgan 4x")
+    for asked, found in ((None, "esrgan 4x"), ("Lanczos", "Lanczos"), ("ink@0123456789", "ink@0123456789")):
+        chained = Generate.model_validate({"prompt": "x", "chain": {"upscale": {"upscaler": asked}}})
+        spec = complete(chained, REF, config, MODEL)
+        assert spec.chain is not None
+        assert spec.chain.upscale.upscaler == found
+        assert (ModelKind.UPSCALER, found) in named(spec.model_dump())
+        header = {"schema": "imagend.job/v1", "kind": "upscale", "issued_at": "2026-11-20T15:00:00Z"}
+        job = jobfile.parse("alice", json.dumps(header | {"image": "a/b", "upscaler": asked}).encode())
+        assert isinstance(job, Job)
+        upscale, model = fill(job, config, lambda name: MODEL)
+        assert (named(upscale.model_dump()), model) == ([(ModelKind.UPSCALER, found)], None)
