@@ -38,7 +38,8 @@ class JobError(Exception):
     def __init__(self, outcome: str, document: dict[str, Any]) -> None:
         error = document.get("error") or {}
         self.outcome, self.code, self.document = outcome, str(error.get("code", "")), document
-        super().__init__(f"{outcome}: {error.get('message') or 'no reason is told'}")
+        why = error.get("message") or ", ".join(_failed(document))
+        super().__init__(f"{outcome}: {why or 'no reason is told'}")
 
 
 class Failed(JobError):
@@ -51,6 +52,14 @@ class Rejected(JobError):
 
 class Cancelled(JobError):
     """Somebody had it cancelled."""
+
+
+class Partial(JobError):
+    """A set of which some items failed. `result` has the pictures of the others, `failed` says why, by item."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("partial", result.manifest)
+        self.result, self.failed = result, _failed(result.manifest)
 
 
 class Client:
@@ -127,7 +136,7 @@ class Job:
     def wait(self, timeout: float | None = None, progress: Callable[[dict[str, Any]], None] | None = None) -> Result:
         """Its result, once it has succeeded. `progress` is called with each new state().
 
-        Raises Failed, Rejected, Cancelled, and TimeoutError after `timeout` seconds; the job goes on then.
+        Raises Failed, Partial, Rejected, Cancelled, and TimeoutError after `timeout` seconds; the job goes on then.
         """
         end = None if timeout is None else time.monotonic() + timeout
         last: dict[str, Any] = {}
@@ -138,6 +147,8 @@ class Job:
             last, word = state, state["state"]
             if word == "succeeded":
                 return Result(self.folder, state)
+            if word == "partial":
+                raise Partial(Result(self.folder, state))
             error = {"failed": Failed, "rejected": Rejected, "cancelled": Cancelled}.get(word)
             if error:
                 raise error(word, state)
@@ -169,11 +180,12 @@ class Result:
 
 
 class Picture:
-    """A published PNG."""
+    """A published PNG. Of a set, `item` is whose it is; its contact sheet has the `role` "contact_sheet"."""
 
     def __init__(self, folder: Path, artifact: dict[str, Any]) -> None:
         self.job, self.name, self.path = folder.name, artifact["file"], folder / artifact["file"]
-        self.seed, self.sha256 = artifact["seed"], artifact["sha256"]
+        self.seed, self.sha256 = artifact.get("seed"), artifact["sha256"]
+        self.item, self.role = artifact.get("item"), artifact.get("role")
 
     def read(self) -> bytes:
         """The PNG's bytes. Raises ValueError if they are not those that the manifest tells of."""
@@ -189,6 +201,11 @@ class Picture:
         target /= f"{self.job}-{self.name.replace('/', '-')}"
         target.write_bytes(self.read())
         return target
+
+
+def _failed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of a set, what went wrong with which items."""
+    return {one["name"]: one["error"] for one in manifest.get("items") or () if "error" in one}
 
 
 def _put(path: Path, data: bytes) -> None:

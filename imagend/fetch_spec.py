@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from imagend.architecture import ModelKind
-from imagend.fields import Frozen, ModelName, printable
+from imagend.fields import Frozen, ModelName, Planned, printable
 from imagend.model_names import wanted
 from imagend.record import MAX_TEXT, SHA256
 from imagend.sources import WEIGHTS, host_of, is_civitai, is_hugging_face
@@ -64,9 +64,9 @@ class Fetch(Frozen):
         return ()
 
     @property
-    def seeds(self) -> None:
+    def planned(self) -> tuple[Planned, ...]:
         """Nothing is drawn."""
-        return
+        return ()
 
     @property
     def chain_steps(self) -> tuple[str, ...]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from imagend import schedulers
 from imagend.model_names import MAX_NAME, MODEL_NAME
+
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
+_RFC3339 = re.compile(r"2\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Frozen(BaseModel):
@@ -23,6 +29,18 @@ def printable(text: str) -> str:
     return text
 
 
+def _moment(text: object) -> object:
+    """Stricter than pydantic, which takes "1763000000" too, and the year 9999, to which no lifetime can be added."""
+    try:
+        if isinstance(text, str) and _RFC3339.fullmatch(text):
+            return datetime.fromisoformat(text)
+    except ValueError:  # the 30th of February
+        pass
+    raise ValueError("must be a time with time zone, such as 2026-11-20T15:00:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
 """As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 
@@ -56,6 +74,23 @@ PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterV
 along."""
 
 
+Role = Literal["contact_sheet"]
+"""What a published file is that is none of the pictures that were asked for."""
+
+
+class Planned(NamedTuple):
+    """A file that a job is to publish. `item` is whose picture it is in a set."""
+
+    file: str
+    seed: int | None
+    item: str | None = None
+    role: Role | None = None
+
+
+def numbered(seeds: Sequence[int | None]) -> tuple[Planned, ...]:
+    return tuple(Planned(f"{index:04d}.png", seed) for index, seed in enumerate(seeds))
+
+
 class OfOnePicture(Frozen):
     """A job that makes one picture from another one, and draws nothing."""
 
@@ -68,9 +103,8 @@ class OfOnePicture(Frozen):
         return (self.image,)
 
     @property
-    def seeds(self) -> tuple[None]:
-        """One picture, of no seed."""
-        return (None,)
+    def planned(self) -> tuple[Planned, ...]:
+        return numbered([None])
 
     @property
     def chain_steps(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from imagend.errors import HistoryUnusable, SpoolUnusable
 from imagend.job import CLIENT_NAME, JOB_ID, Ref
 from imagend.model_names import wanted
 from imagend.outputs import MANIFEST, RESULTS
+from imagend.set_field import CONTACT_SHEET
 
 FILE = "history.db"
 _VERSION = 1
@@ -253,8 +254,9 @@ class History:
 
 def _told_by_feed(ref: Ref, line: dict[str, Any]) -> _Row:
     row = {"client": ref.client, "id": ref.id, "kind": line.get("kind"), "model": None}
+    pictures = sum(name != CONTACT_SHEET for name in line.get("files") or ())
     row |= {"outcome": line["outcome"], "code": line.get("code"), "accepted_at": None, "started_at": None}
-    ended = {"ended_at": _seconds(line["ended_at"]), "attempts": None, "pictures": len(line.get("files") or ())}
+    ended = {"ended_at": _seconds(line["ended_at"]), "attempts": None, "pictures": pictures}
     return row | ended | {"from_manifest": 0}
 
 
@@ -265,8 +267,8 @@ def _told_by_manifest(ref: Ref, manifest: dict[str, Any]) -> _Row:
     row |= {"model": wanted(model).name if model else None, "outcome": manifest["outcome"]}
     row |= {"code": (manifest.get("error") or {}).get("code")}
     row |= {key: _seconds(text) if text else None for key, text in times.items()}
-    counts = {"attempts": manifest.get("attempts"), "pictures": len(manifest.get("artifacts") or ())}
-    return row | counts | {"from_manifest": 1}
+    pictures = sum("role" not in one for one in manifest.get("artifacts") or ())
+    return row | {"attempts": manifest.get("attempts"), "pictures": pictures, "from_manifest": 1}
 
 
 def _seconds(text: str) -> float:

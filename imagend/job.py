@@ -6,27 +6,25 @@ A job file is one flat JSON object: the fields of `Header` and those of its kind
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from imagend import lora, reference_field, schedulers
-from imagend import prompt as prompts
+from imagend import lora, reference_field, schedulers, set_field
 from imagend.control import MAX_CONTROLS, Control, Preprocess
 from imagend.fetch_spec import Fetch
+from imagend.fields import MAX_SEED as MAX_SEED
 from imagend.fields import Frozen as Frozen
-from imagend.fields import ModelName, PictureName, SchedulerName, ScheduleType, Side, printable
-from imagend.lora_field import Lora, with_tags
+from imagend.fields import ModelName, Moment, PictureName, SchedulerName, ScheduleType, Seed, Side, printable
+from imagend.lora_field import Lora
 from imagend.prompt_tree import PromptSyntax
 from imagend.reference_field import MAX_REFERENCES, Reference
 from imagend.upscaling import Chain, Upscale
 
 JOB_SCHEMA = "imagend.job/v1"
 MAX_JOB_BYTES = 64 * 1024
-MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
 MAX_PICTURES = 64
 STRENGTH = 0.3  # diffusers' default
 DEFAULT_LIFETIME = timedelta(hours=24)
@@ -34,7 +32,6 @@ MAX_LIFETIME = timedelta(days=7)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"  # as imagend.signers has it
 JOB_ID = r"^[0-9a-f]{20}$"
-_RFC3339 = re.compile(r"2\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Ref(NamedTuple):
@@ -59,22 +56,12 @@ class Kind(enum.StrEnum):
 
 class Outcome(enum.StrEnum):
     SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    """A set of which some items failed."""
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-def _moment(text: object) -> object:
-    """Stricter than pydantic, which takes "1763000000" too, and the year 9999, to which no lifetime can be added."""
-    try:
-        if isinstance(text, str) and _RFC3339.fullmatch(text):
-            return datetime.fromisoformat(text)
-    except ValueError:  # the 30th of February
-        pass
-    raise ValueError("must be a time with time zone, such as 2026-11-20T15:00:00Z")
-
-
-Moment = Annotated[datetime, BeforeValidator(_moment)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 
 
@@ -204,7 +191,14 @@ class Generate(Frozen):
     seeds: tuple[Seed, ...] | None = Field(
         None, min_length=1, max_length=MAX_PICTURES, description="One seed per picture, instead of seed and count."
     )
-    count: int | None = Field(None, ge=1, le=MAX_PICTURES, description="How many pictures; 1 if left out.")
+    count: int | None = Field(
+        None, ge=1, le=MAX_PICTURES, description="How many pictures, of a set for each item; 1 if left out."
+    )
+    items: tuple[set_field.Item, ...] = Field(
+        (),
+        max_length=set_field.MAX_ITEMS,
+        description="A set: pictures by name, for each of which what stands in `{…}` in the prompts is filled in.",
+    )
     clip_skip: int | None = Field(
         None,
         ge=0,
@@ -224,28 +218,18 @@ class Generate(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Generate:
-        if self.seeds is not None and (self.seed is not None or self.count not in (None, len(self.seeds))):
-            raise ValueError("seeds: replaces seed and count; give either seeds, or seed and count")
-        if self.seed is not None and self.seed + (self.count or 1) - 1 > MAX_SEED:
-            raise ValueError(f"seed: goes beyond the largest seed, {MAX_SEED}, within count; use a smaller one")
+        set_field.check_seeds(self.seed, self.seeds, self.count, self.items, MAX_PICTURES)
         if self.strength is not None and self.image is None:
             raise ValueError("strength: goes with image, the picture to begin with; name one, or leave strength out")
         if self.image is not None and self.num_inference_steps is not None and self.denoising_steps < 1:
             raise ValueError("strength: leaves less than one of num_inference_steps; raise one of the two")
         reference_field.check(self.references, self.ip_adapter)
         if self.chain is not None:
-            self.chain.check(self.width, self.height)
+            self.chain.check(self.width, self.height, is_set=bool(self.items))
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
-        prompt, _ = with_tags(self.prompt, self.prompt_syntax, self.loras)
-        for field, text in {"prompt": prompt, "negative_prompt": self.negative_prompt or ""}.items():
-            try:
-                if self.prompt_syntax is PromptSyntax.A1111 and field != "prompt" and lora.tags(text)[1]:
-                    raise ValueError("has a LoRA; name it in the prompt, with a weight below 0 for the opposite")
-                prompts.parse(text, self.prompt_syntax)
-            except ValueError as error:
-                raise ValueError(f"{field}: {error}") from None
+        set_field.check_prompts(self.prompt, self.negative_prompt, self.prompt_syntax, self.loras, self.items)
         return self
 
     @property
@@ -259,6 +243,18 @@ class Generate(Frozen):
     def chain_steps(self) -> tuple[str, ...]:
         """The steps of a chain, in order; none of a job that is no chain."""
         return self.chain.steps if self.chain else ()
+
+    @property
+    def planned(self) -> tuple[set_field.Planned, ...]:
+        """What a completed spec is to publish, in order; of a chain, in each step's folder."""
+        return set_field.planned(self.seeds, self.count, self.items)
+
+    @property
+    def parts(self) -> dict[str | None, Generate]:
+        """The plain job that each item is, by name; of a job that is no set: itself, by no name."""
+        plain = {"items": (), "count": None}
+        filled = set_field.filled_in(self.prompt, self.negative_prompt, self.items)
+        return {name: self.model_copy(update=plain | texts) for name, texts in filled.items()} or {None: self}
 
     @property
     def pictures(self) -> tuple[str, ...]:

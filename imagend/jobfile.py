@@ -31,6 +31,7 @@ from imagend.job import (
 )
 from imagend.model_names import MODEL_NAME
 from imagend.record import SHA256
+from imagend.set_field import ITEM_NAME, VALUE_NAME
 from imagend.signing import job_id
 
 MAX_DEPTH = 16
@@ -38,7 +39,8 @@ CLOCK_SKEW = timedelta(minutes=5)
 MAX_PROBLEMS = 10
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that never ends is taken whole: linear time
 _BRACKET = re.compile(r"[\[\]{}]")
-_PRIVATE = frozenset({"prompt", "negative_prompt", "source", "notes"})  # in no message: it may reach a log
+_PRIVATE = re.compile(r"(negative_)?prompt|source|notes|items(\.\d+(\.values(\..*)?)?)?", re.DOTALL)
+"""Fields whose values are in no message: it may reach a log."""
 _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
 _PATTERNS = {
     NAME: "must be a name of 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
@@ -47,6 +49,8 @@ _PATTERNS = {
     PICTURE: "must be ENTITY/VIEW, as `imagend references` lists them, or sha256: and 64 digits, of a file sent along",
     SHA256: "must be 64 hexadecimal digits in small letters, as sha256sum prints them",
     VARIANT: "must be a variant's name, such as fp16",
+    ITEM_NAME: "must be a name of 1 to 60 letters, digits, '.', '_' and '-', the first a letter or digit",
+    VALUE_NAME: "must be called by 1 to 32 letters, digits and '_', the first a letter",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
 _OTHERS_WORDS = {  # what other programs call our fields
@@ -224,7 +228,7 @@ def _explain(details: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _problem(field: str, value: Any, problem: str, given: bool = True) -> dict[str, Any]:
-    if not given or field in _PRIVATE:
+    if not given or _PRIVATE.fullmatch(field):
         return {"field": _shown(field), "problem": problem}
     return {
         "field": _shown(field),

@@ -53,10 +53,12 @@ class Likeness:
 
 
 def compare(was: Mapping[str, Any], is_: Mapping[str, Any]) -> Likeness:
-    """Of two manifests with pictures; the second one's job was sent with the first one's spec."""
+    """Of two manifests with pictures; the second one's job was sent with the first one's spec. Of a set, it may lack
+    some of them."""
+    found = {one["file"]: one["pixels_sha256"] for one in is_["artifacts"]}
     pictures = tuple(
-        Picture(one["file"], one.get("seed"), one["pixels_sha256"], other["pixels_sha256"])
-        for one, other in zip(was["artifacts"], is_["artifacts"], strict=True)
+        Picture(one["file"], one.get("seed"), one["pixels_sha256"], found.get(one["file"], ""))
+        for one in was["artifacts"]
     )
     before, after = _deciding(was), _deciding(is_)
     differences = [

@@ -19,8 +19,8 @@ BUCKET_S = 1800
 BUCKETS = 48
 """A day of half hours."""
 LATEST = 200
-_WORDS = {"completed": Outcome.SUCCEEDED, "failed": Outcome.FAILED, "cancelled": Outcome.CANCELLED}
-_OF_ENDS = re.compile(rb'"type": "imagend\.(artifact\.written|completed|failed|cancelled)"')
+_WORDS = {"completed": Outcome.SUCCEEDED} | {one.value: one for one in Outcome if one is not Outcome.SUCCEEDED}
+_OF_ENDS = re.compile(rb'"type": "imagend\.(artifact\.written|completed|partial|failed|cancelled)"')
 _MAX_UNFINISHED = 1000
 
 
@@ -96,7 +96,8 @@ class Recent:
         data, word = event["data"], event["type"].removeprefix("imagend.")
         ref = Ref(str(data.get("client")), str(data.get("id")))
         if word not in _WORDS:
-            self._written[ref] = (*self._written.get(ref, ()), str(data.get("file")))
+            if data.get("file"):  # of a set, the names are the client's
+                self._written[ref] = (*self._written.get(ref, ()), str(data["file"]))
             while len(self._written) > _MAX_UNFINISHED:
                 del self._written[next(iter(self._written))]
             return False

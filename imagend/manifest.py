@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from imagend.architecture import ModelKind
-from imagend.fields import Frozen
+from imagend.fields import Frozen, Planned, Role
 from imagend.job import Outcome
 
 
@@ -28,6 +28,23 @@ class Artifact(Frozen):
     seed: int | None
     """None of a picture for which nothing was drawn"""
     seconds: float
+    item: str | None = None
+    """whose picture it is, of a set"""
+    role: Role | None = None
+    """what it is if it is none of the pictures that were asked for"""
+
+    @property
+    def plan(self) -> Planned:
+        """What it was to be."""
+        return Planned(self.file, self.seed, self.item, self.role)
+
+
+class ItemEnd(Frozen):
+    """How one of a set ended."""
+
+    name: str
+    outcome: Literal["succeeded", "failed"]
+    error: dict[str, Any] | None = None
 
 
 class Installed(Frozen):
@@ -64,6 +81,8 @@ class Manifest(Frozen):
     attempts: int
     spec: dict[str, Any]
     artifacts: tuple[Artifact, ...] = ()
+    items: tuple[ItemEnd, ...] | None = None
+    """of a set"""
     timings: dict[str, float] = Field(default_factory=dict)
     """seconds per stage of the attempt that ended the job"""
     engine: dict[str, Any] | None = None
@@ -77,3 +96,8 @@ class Manifest(Frozen):
     error: dict[str, Any] | None = None
 
     model_config = ConfigDict(serialize_by_alias=True)
+
+    @property
+    def pictures(self) -> int:
+        """How many there are of those that were asked for."""
+        return sum(artifact.role is None for artifact in self.artifacts)

@@ -15,6 +15,7 @@ from imagend.errors import ImagendError, TryAgain
 from imagend.fetch_settings import Fetch
 from imagend.job import Frozen, Outcome, Ref
 from imagend.manifest import Artifact, Installed
+from imagend.set_field import MAX_ITEMS
 
 MAX_LINE_BYTES = 1 << 20
 
@@ -147,13 +148,15 @@ class Failure(Frozen):
 
 
 class Ended(Frozen):
-    """How an attempt ended. `timings` in seconds by stage; `engine`, `loading`, `memory` and `installed` as in the
-    manifest; `worn` says why the worker wants to be replaced before its next job."""
+    """How an attempt ended. `failed`: what went wrong, by item of a set. `timings` in seconds by stage; `engine`,
+    `loading`, `memory` and `installed` as in the manifest; `worn` says why the worker wants to be replaced before its
+    next job."""
 
     type: Literal["ended"] = "ended"
     job: Ref
     outcome: Outcome
     artifacts: tuple[Artifact, ...] = ()
+    failed: dict[str, Envelope] = Field(default_factory=dict, max_length=MAX_ITEMS)
     timings: dict[str, float] = Field(default_factory=dict)
     engine: dict[str, Any] | None = None
     loading: dict[str, Any] | None = None
@@ -166,6 +169,8 @@ class Ended(Frozen):
     def _told(self) -> Ended:
         if (self.outcome is Outcome.FAILED) != (self.failure is not None):
             raise ValueError("a failed attempt has a failure, and no other has")
+        if self.outcome is not Outcome.FAILED and (self.outcome is Outcome.PARTIAL) != bool(self.failed):
+            raise ValueError("where some items failed, and only there, an attempt succeeds in part")
         return self
 
 

@@ -17,11 +17,13 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from imagend import files
 from imagend.errors import DiskLost, MissingOutput
+from imagend.fields import Planned
 from imagend.job import Ref
 from imagend.manifest import Artifact, Manifest
 
@@ -94,18 +96,19 @@ class Outputs:
         return folder
 
     def seal(
-        self, ref: Ref, artifacts: Iterable[Artifact], seeds: Sequence[int | None], steps: Sequence[str] = ()
+        self, ref: Ref, artifacts: Iterable[Artifact], planned: Sequence[Planned], steps: Sequence[str] = ()
     ) -> None:
-        """Check that one artifact per seed is there as told, of a chain one in each step's folder; drop all else.
+        """Check that what was planned is there as told, of a chain in each step's folder; drop all else.
 
         Raises MissingOutput, or DiskLost.
         """
         folder = self.draft(ref)
         artifacts = tuple(artifacts)
-        told = [(artifact.file, artifact.seed) for artifact in artifacts]
         places = [f"{step}/" for step in steps] or [""]
-        if told != [(f"{place}{index:04d}.png", seed) for place in places for index, seed in enumerate(seeds)]:
-            raise MissingOutput(f"{len(artifacts):04d}.png")
+        plans = [plan._replace(file=f"{place}{plan.file}") for place in places for plan in planned]
+        for told, plan in zip_longest((artifact.plan for artifact in artifacts), plans):
+            if told != plan:
+                raise MissingOutput(plan.file if plan else f"{len(plans):04d}.png")
         for artifact in artifacts:
             try:
                 data = _checked(folder, artifact)
@@ -222,7 +225,7 @@ class Outputs:
         line |= {key: manifest.get(key) for key in ("kind", "outcome", "ended_at")}
         return line | {
             "manifest": f"{ref.client}/{ref.id}/{MANIFEST}",
-            "files": [artifact["file"] for artifact in manifest.get("artifacts", ())],
+            "files": [None if "item" in one else one["file"] for one in manifest.get("artifacts", ())],
             "code": (manifest.get("error") or {}).get("code"),
         }
 

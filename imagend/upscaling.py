@@ -51,8 +51,10 @@ class Chain(Frozen):
         """Of the whole job, in order; the folders of its pictures have these names."""
         return "generate", "upscale"
 
-    def check(self, width: int | None, height: int | None) -> None:
+    def check(self, width: int | None, height: int | None, is_set: bool) -> None:
         """Whether pictures of this size, as far as it is known, can become so large. Raises ValueError."""
+        if is_set:
+            raise ValueError("chain: does not go with items; enlarge the pictures of a set by jobs of the kind upscale")
         if (side := self.upscale.scale * max(width or 0, height or 0)) > MAX_SIDE:
             raise ValueError(
                 f"chain: would make pictures of {side} pixels a side, and at most {MAX_SIDE} are possible; ask for a "

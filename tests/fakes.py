@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.errors import UnsupportedSetting
-from imagend.job import Outcome
+from imagend.fields import Planned
+from imagend.job import Generate, Outcome
 from imagend.manifest import Artifact
-from imagend.messages import Cancel, Ended, Failure, Made, Message, Progress, Ready, Run, Stop
+from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Progress, Ready, Run, Stop
 
 
 class FakeExecutor:
     """Paints at once, in this process. The prompt says what shall happen: die, fail, worn (but painted), or stay
-    (until cancelled); of a chain's second step: upscaling dies, fails, stays, lies (about what the first has made)."""
+    (until cancelled); of a chain's second step: upscaling dies, fails, stays, lies (about what the first has made).
+    Items of a set whose names begin with `bad` fail."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -55,7 +58,10 @@ class FakeExecutor:
                 pass
             case prompt:
                 seeds = run.spec.get("seeds", [None])
-                if run.spec.get("chain"):
+                failed: dict[str, Envelope] = {}
+                if run.spec.get("items"):
+                    artifacts, failed = self.items(run)
+                elif run.spec.get("chain"):
                     artifacts = self.step(worker, run, "generate", 0.0, seeds)
                     told = artifacts[:-1] if prompt == "upscaling lies" else artifacts
                     self.mailbox.put(Heard(worker, Made(job=run.job, artifacts=told)))
@@ -71,9 +77,22 @@ class FakeExecutor:
                     return
                 if prompt == "upscaling stays":
                     return
-                ended = Ended(job=run.job, outcome=Outcome.SUCCEEDED, artifacts=artifacts)
+                outcome, failure = Outcome.PARTIAL if failed else Outcome.SUCCEEDED, None
+                if failed and not artifacts:
+                    outcome, failure = Outcome.FAILED, Failure(error=next(iter(failed.values())))
+                ended = Ended(job=run.job, outcome=outcome, artifacts=artifacts, failed=failed, failure=failure)
                 worn = "it is tired" if run.spec.get("prompt") == "worn" else ""
                 self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
+
+    def items(self, run: Run) -> tuple[tuple[Artifact, ...], dict[str, Envelope]]:
+        """What of a set is painted, and what failed; nothing is where all failed."""
+        planned = Generate.model_validate_json(json.dumps(run.spec)).planned
+        error = Failure.of(UnsupportedSetting("no")).error
+        failed = {plan.item: error for plan in planned if plan.item and plan.item.startswith("bad")}
+        if len(failed) == len(run.spec["items"]):
+            return (), failed
+        there = [(index, plan) for index, plan in enumerate(planned) if plan.item not in failed]
+        return tuple(paint(Path(run.folder), index, plan.seed, plan) for index, plan in there), failed
 
     def step(self, worker: str, run: Run, name: str, done: float, seeds: Sequence[int | None]) -> tuple[Artifact, ...]:
         """A step of a chain, which is half of it."""
@@ -91,13 +110,14 @@ class FakeExecutor:
         return tuple(artifacts)
 
 
-def paint(folder: Path, index: int, seed: int | None) -> Artifact:
+def paint(folder: Path, index: int, seed: int | None, plan: Planned | None = None) -> Artifact:
     """A picture that is none, but is on disk and told of as a worker does."""
+    plan = plan or Planned(f"{index:04d}.png", seed)
     data = f"picture of seed {seed}".encode()
-    (folder / f"{index:04d}.png").write_bytes(data)
+    (folder / plan.file).write_bytes(data)
     return Artifact(
         index=index,
-        file=f"{index:04d}.png",
+        file=plan.file,
         width=8,
         height=8,
         size=len(data),
@@ -105,4 +125,6 @@ def paint(folder: Path, index: int, seed: int | None) -> Artifact:
         pixels_sha256=hashlib.sha256(data).hexdigest(),
         seed=seed,
         seconds=0.0,
+        item=plan.item,
+        role=plan.role,
     )

@@ -47,6 +47,9 @@ def good_ones(client: Home) -> dict[str, Ref]:
     """Every way a job can end. A prompt that is no canary tells the worker what to do (tests/kinds)."""
     return {
         "succeeded": good(client, "good", metadata="full"),
+        "a set": good(
+            client, "set", negative_prompt="{x}", items=[{"name": canary(client), "values": {"x": canary(client)}}]
+        ),
         "unknown model": good(client, "model", model=canary(client, "model")),
         "bug": good(client, "raise", prompt="raise"),
         "refused": good(client, "refuse", prompt="refuse"),
@@ -72,6 +75,8 @@ BAD: dict[str, dict[str, Any]] = {  # * stands for a canary
     "issued": {"issued_at": "*"},
     "syntax": {"prompt_syntax": "*"},
     "brackets": {"prompt": "(*" * 40},
+    "item": {"items": [{"name": "*", "values": {"x": "*"}}]},
+    "item-name": {"items": [{"name": "*/", "values": {"*": "*"}}]},
     "priority": {"priority": 9, "label": "*"},
     "work": {"count": 64, "num_inference_steps": 150, "label": "*"},
     "of-another": {"kind": "cancel", "job": "0" * 20, "client": "*"},
@@ -169,6 +174,7 @@ def test_no_client_finds_anothers_words(home: Home, log: Path, capfd: pytest.Cap
         "refused": "INVALID_PARAMETERS",
         "dead": "WORKER_DIED",
         "cancelled": None,
+        "a set": None,
     }
     assert list(found(home.root, names)) == []
     told = log.read_text() + "".join(capfd.readouterr())

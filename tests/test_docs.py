@@ -23,6 +23,7 @@ from imagend.errors import ImagendError
 from imagend.job import SPECS, Generate, Header
 from imagend.lora_field import Lora
 from imagend.reference_field import Reference
+from imagend.set_field import Item
 from imagend.status import (
     ErrorReport,
     Gpu,
@@ -98,7 +99,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control, Reference, Chain, UpscaleStep])
+@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control, Reference, Chain, UpscaleStep, Item])
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"

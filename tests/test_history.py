@@ -542,12 +542,12 @@ def test_the_table(home: Home) -> None:
         ["2026-11-20", "15:23:00", f"bob/{23:020x}", "generate", "succeeded", "0.5", "s", "9.5", "s", "pony"],
         ["2026-11-20", "15:24:00", f"bob/{24:020x}", "upscale", "succeeded", "0.2", "s", "9.8", "s", "-"],
     ]
-    assert [line.split()[:6] for line in lines[4:7]] == [
-        ["client", "jobs", "succeeded", "failed", "cancelled", "success"],
-        ["alice", "22", "20", "2", "0", "90.9%"],
-        ["bob", "3", "2", "0", "1", "100.0%"],
+    assert [line.split()[:7] for line in lines[4:7]] == [
+        ["client", "jobs", "succeeded", "partial", "failed", "cancelled", "success"],
+        ["alice", "22", "20", "0", "2", "0", "90.9%"],
+        ["bob", "3", "2", "0", "0", "1", "100.0%"],
     ]
-    assert lines[-1].split()[:6] == ["all", "25", "22", "2", "1", "91.7%"]
+    assert lines[-1].split()[:7] == ["all", "25", "22", "0", "2", "1", "91.7%"]
     assert imagend("history", "--failed", cwd=home.root).stdout.count("OUT_OF_MEMORY") == 2
 
 

@@ -41,6 +41,8 @@ WORDS = {
     "likeness",
     "lora",
     "lora_field",
+    "set_field",
+    "set_table",
     "control",
     "upscaling",
     "fields",

@@ -21,6 +21,7 @@ COMMANDS = {
     "watch": "follow a job to its end; the exit status tells the outcome",
     "retrieve": "copy a result, check it against its manifest, and mark it as retrieved",
     "replay": "paint a job again from its manifest and say whether it is the same, bit for bit, or what differs",
+    "redo": "paint what is missing of a set of which some items failed",
     "cancel": "cancel a job of yours, queued or running",
     "queue": "the jobs that run and the next that wait, in order, with how long each will wait",
     "pause": "operators: hand out no more jobs, or none of one client's, until `imagend resume`",

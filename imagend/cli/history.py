@@ -28,8 +28,9 @@ ranked AS (SELECT *, count(*) OVER (PARTITION BY name, timed) AS n,
                   row_number() OVER (PARTITION BY name, timed ORDER BY seconds) AS place,
                   row_number() OVER (PARTITION BY name, timed ORDER BY waited) AS waiting_place FROM chosen)
 SELECT name, count(*) AS jobs, sum(outcome = 'succeeded') AS succeeded, sum(outcome = 'failed') AS failed,
-       sum(outcome = 'cancelled') AS cancelled,
-       1.0 * sum(outcome = 'succeeded') / nullif(sum(outcome IN ('succeeded', 'failed')), 0) AS success_ratio,
+       sum(outcome = 'partial') AS partial, sum(outcome = 'cancelled') AS cancelled,
+       1.0 * sum(outcome = 'succeeded') / nullif(sum(outcome IN ('succeeded', 'partial', 'failed')), 0)
+           AS success_ratio,
        max(CASE WHEN timed AND place = (n * 50 + 99) / 100 THEN seconds END) AS seconds_p50,
        max(CASE WHEN timed AND place = (n * 95 + 99) / 100 THEN seconds END) AS seconds_p95,
        max(CASE WHEN timed AND waiting_place = (n * 50 + 99) / 100 THEN waited END) AS waited_seconds_p50,
@@ -45,14 +46,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since", metavar="TIME", type=moment, help="ended since: 30m, 24h, 7d, 2w, or 2026-11-26T15:00 (UTC)"
     )
-    parser.add_argument("--failed", action="store_true", help="list failed jobs only; the figures are those of all")
+    parser.add_argument(
+        "--failed",
+        action="store_true",
+        help="list only what failed, if only in part; the figures are those of all",
+    )
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="list so many jobs (20); 0: all")
     parser.add_argument("--rebuild", action="store_true", help="read all manifests again; jobs whose outputs went stay")
     parser.add_argument("--json", action="store_true", help="one JSON object: jobs, total, clients, models")
     parser.epilog = (
-        "The success ratio is that of jobs that succeeded or failed. Times are those of jobs that succeeded, from the "
-        "start of the last attempt to the end; waiting is from acceptance to that start. Run it as imagend's user: it "
-        "keeps what it read in history.db in the spool. exit status: 0 well, 74 disk trouble"
+        "The success ratio is that of jobs that succeeded or failed, if only in part. Times are those of jobs that "
+        "succeeded, from the start of the last attempt to the end; waiting is from acceptance to that start. Run it as "
+        "imagend's user: it keeps what it read in history.db in the spool. exit status: 0 well, 74 disk trouble"
     )
 
 
@@ -77,7 +82,7 @@ def _document(database: sqlite3.Connection, arguments: argparse.Namespace) -> di
     values = {"client": arguments.client, "model": arguments.model, "since": since, "limit": arguments.limit or -1}
     wanted = {"client": "client = :client", "model": "model = :model", "since": "ended_at >= :since"}
     chosen = " AND ".join(["TRUE", *(sql for name, sql in wanted.items() if values[name] is not None)])
-    listed = f"{chosen} AND outcome = 'failed'" if arguments.failed else chosen
+    listed = f"{chosen} AND outcome IN ('failed', 'partial')" if arguments.failed else chosen
 
     def figures(by: str) -> list[dict[str, Any]]:
         return [_rounded(row) for row in database.execute(_FIGURES.format(by=by, chosen=chosen), values)]
@@ -119,11 +124,11 @@ def _lines(document: dict[str, Any]) -> list[str]:
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     width = max(len(title), *(len(row["name"] or "-") for row in rows))
-    heads = ("jobs", "succeeded", "failed", "cancelled", "success", "p50", "p95", "waited", "p95")
+    heads = ("jobs", "succeeded", "partial", "failed", "cancelled", "success", "p50", "p95", "waited", "p95")
     lines = ["", f"{title:{width}}" + "".join(f"  {head:>9}" for head in heads)] if title else [""]
     for row in rows:
         ratio = "-" if row["success_ratio"] is None else f"{row['success_ratio']:.1%}"
-        counts = [row["jobs"], row["succeeded"], row["failed"], row["cancelled"], ratio]
+        counts = [row["jobs"], row["succeeded"], row["partial"], row["failed"], row["cancelled"], ratio]
         times = [_span(row[f"{key}_{p}"]) for key in ("seconds", "waited_seconds") for p in ("p50", "p95")]
         lines.append(f"{row['name'] or '-':{width}}" + "".join(f"  {value:>9}" for value in counts + times))
     return lines

@@ -23,6 +23,7 @@ from imagend.outputs import MANIFEST
 
 NOT_THE_SAME = 5
 _SHOWN = 60
+_PAINTED = ("succeeded", "partial")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +49,17 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load(configuration.find(arguments.config))
     ref = parse_ref(arguments.id, config)
     ref = Ref(arguments.client or ref.client, ref.id)
-    manifest = _manifest(config, ref)
-    again = _send(config, ref, manifest, arguments.image)
+    manifest = manifest_of(config, ref)
+    if manifest.get("kind") == Kind.FETCH:
+        raise UsageError(
+            f"{ref} fetched a model and painted nothing that could be painted again. To see whether the model is still "
+            f"the same: imagend models verify. To fetch it again: imagend submit fetch {manifest['spec'].get('source')}"
+        )
+    if manifest.get("outcome") not in _PAINTED or not manifest.get("artifacts"):
+        raise UsageError(f"{ref} has no pictures to compare with: its outcome was {manifest.get('outcome')}.")
+    again = send_again(config, ref, manifest, arguments.image, {"label": f"replay of {ref}"})
     sight = wait(config, again, arguments.timeout, (lambda _: None) if arguments.json else shower(config, again))
-    found = likeness.compare(manifest, sight.document) if sight and sight.outcome == "succeeded" else None
+    found = likeness.compare(manifest, sight.document) if sight and sight.outcome in _PAINTED else None
     if arguments.json:
         print(json.dumps(_as_json(ref, again, sight, found)))
     elif found:
@@ -61,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     return exit_status(sight)
 
 
-def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
-    """Of a job that has pictures. Raises UsageError."""
+def manifest_of(config: Config, ref: Ref) -> dict[str, Any]:
+    """Of a job that has ended. Raises UsageError."""
     manifest = read(config.outputs / ref.client / ref.id / MANIFEST)
     if not manifest:
         sight = look(config, ref)
@@ -71,19 +79,15 @@ def _manifest(config: Config, ref: Ref) -> dict[str, Any]:
         if sight.state in ("queued", "running", "inbox"):
             raise UsageError(f"{ref} has not ended yet. Wait for it: imagend watch {ref}")
         raise UsageError(f"No manifest of {ref} can be read under {config.outputs}. Whose job is it? Write CLIENT/ID.")
-    if manifest.get("kind") == Kind.FETCH:
-        raise UsageError(
-            f"{ref} fetched a model and painted nothing that could be painted again. To see whether the model is still "
-            f"the same: imagend models verify. To fetch it again: imagend submit fetch {manifest['spec'].get('source')}"
-        )
-    if manifest.get("outcome") != "succeeded" or not manifest.get("artifacts"):
-        raise UsageError(f"{ref} has no pictures to compare with: its outcome was {manifest.get('outcome')}.")
     return manifest
 
 
-def _send(config: Config, ref: Ref, manifest: dict[str, Any], images: Sequence[Path]) -> Ref:
-    spec = {key: value for key, value in manifest["spec"].items() if value is not None}
-    fields = {"kind": manifest["kind"], "label": f"replay of {ref}"} | spec
+def send_again(
+    config: Config, ref: Ref, manifest: dict[str, Any], images: Sequence[Path], changed: Mapping[str, Any]
+) -> Ref:
+    """Drop a job with the spec of one that has ended, and what is `changed` in it. Raises UsageError."""
+    spec: dict[str, Any] = {key: value for key, value in manifest["spec"].items() if value is not None}
+    fields = {"kind": manifest["kind"], **spec, **changed}
     pictures = _pictures(ref, spec, images)
     try:
         body = drop.compose(fields)

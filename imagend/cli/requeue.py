@@ -25,5 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{ref} has not ended, or its result has been removed: it cannot be tried again.")
     if ended == "succeeded":
         raise UsageError(f"{ref} has succeeded. To paint the same again: imagend replay {ref}")
+    if ended == "partial":
+        raise UsageError(f"{ref} has pictures. To paint what is missing of its set: imagend redo {ref}")
     orders.give(name_of("requeue", ref))
     return order.say(arguments, config, ref, "is queued again")

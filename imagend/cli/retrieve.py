@@ -23,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object: folder, files, marked")
     parser.epilog = (
         "Each file is durable and has the digest that its manifest tells before the result is marked as retrieved. "
-        "exit status: as the job ended, 0 succeeded, 1 failed, 4 cancelled; 64 there is no result, 74 it is damaged"
+        "exit status: as the job ended, 0 succeeded, 1 failed, 4 cancelled, 7 a set of which some items failed; "
+        "64 there is no result, 74 it is damaged"
     )
 
 

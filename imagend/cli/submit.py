@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
+from imagend import set_table
 from imagend.cli import drop
 from imagend.cli.watch import add_watch_options, follow
 from imagend.config import Config
@@ -19,7 +21,7 @@ from imagend.job import SPECS, Frozen, Header, Kind, Ref
 from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source", "items")
 _TYPE = "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora."
 
 
@@ -92,6 +94,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="make each picture so many times as wide and as high once it is painted: 2 or 4; by a network, or Lanczos",
     )
     fields.add_argument(
+        "--item",
+        dest="item_values",
+        metavar="NAME:KEY=VALUE",
+        action="append",
+        type=item_value,
+        help="a set: VALUE stands for {KEY} in the prompts of picture NAME; again for more of both; KEY seed: its seed",
+    )
+    fields.add_argument(
+        "--set",
+        dest="table",
+        metavar="FILE.csv",
+        type=Path,
+        help="a set from a table: a row for each picture, with its name in the column name, and perhaps a column seed",
+    )
+    fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
     )
 
@@ -99,13 +116,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = _identity(configuration.load(configuration.find(arguments.config)), arguments)
     given = {key.removeprefix("field_"): value for key, value in vars(arguments).items() if key.startswith("field_")}
+    given["items"] = _items(arguments)
     given = {key: value for key, value in given.items() if value is not None}
     if (arguments.kind is None) == (arguments.file is None):
         raise UsageError("Give either a kind (imagend submit generate --prompt …) or --file PAYLOAD.json.")
     if arguments.file is not None and given:
-        raise UsageError(
-            f"--{next(iter(given)).replace('_', '-')} goes with `submit generate`; with --file put it into the file."
-        )
+        option = "item" if next(iter(given)) == "items" else next(iter(given)).replace("_", "-")
+        raise UsageError(f"--{option} goes with `submit generate`; with --file put it into the file.")
     try:
         ref = _from_file(config, arguments.file) if arguments.file else _from_options(config, arguments.kind, given)
     except Rejected as error:
@@ -161,6 +178,45 @@ def _chain(text: str) -> dict[str, Any]:
     return {"upscale": {"scale": _number(scale)} | ({"upscaler": upscaler} if colon else {})}
 
 
+def item_value(text: str) -> tuple[str, str, str]:
+    """The name of an item, of a value of it, and the value."""
+    item, colon, value = text.partition(":")
+    key, equals, value = value.partition("=")
+    if not (colon and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:KEY=VALUE, such as red-car:colour=red")
+    return item, key, value
+
+
+def _items(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """The items of a set, from a table, from options, or from both: then an option changes or adds something."""
+    items = {item["name"]: item for item in _table(arguments.table)} if arguments.table is not None else {}
+    change(items, arguments.item_values or ())
+    return list(items.values()) or None
+
+
+def change(items: dict[str, dict[str, Any]], options: Iterable[tuple[str, str, str]]) -> None:
+    """As item_value() has read the options."""
+    for name, key, value in options:
+        item = items.setdefault(name, {"name": name, "values": {}})
+        if key == set_table.SEED:
+            item[key] = _number(value)
+        else:
+            item["values"][key] = value
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            items = set_table.items_of(file.read(set_table.MAX_BYTES + 1))
+        if len({item["name"] for item in items}) < len(items):
+            raise ValueError("two of its rows have the same name; give each its own")
+        return items
+    except OSError as error:
+        raise UsageError(f"Cannot read the table {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UsageError(f"The table {path} cannot be used: {error}.") from None
+
+
 def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     """Pictures that are files here are sent along."""
     pictures = {}
@@ -181,7 +237,7 @@ def _compose(kind: str, given: dict[str, Any]) -> bytes:
     fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
         types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
-        if name in ("loras", "control", "references", "chain"):
+        if name in ("loras", "control", "references", "chain", "items"):
             fields[name] = text
         elif "array" in types:
             fields[name] = [_number(part) for part in text.split(",")]

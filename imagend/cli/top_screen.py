@@ -43,7 +43,7 @@ _HEADS = {
     "of-waiting": ("place", "job", "about"),
     "of-results": ("ended", "job", "outcome", "took"),
 }
-_COLOURS = {Outcome.SUCCEEDED: "green", Outcome.FAILED: "red", Outcome.CANCELLED: "dim"}
+_COLOURS = {"succeeded": "green", "partial": "yellow", "failed": "red", "cancelled": "dim"}
 Row = tuple[Text, ...]
 Table = DataTable[Text]
 
@@ -252,7 +252,7 @@ def _result(end: End) -> Row:
 
 
 def _figures(day: Counter[Outcome], recent: Recent) -> Text:
-    judged = day[Outcome.SUCCEEDED] + day[Outcome.FAILED]
+    judged = sum(day[outcome] for outcome in (Outcome.SUCCEEDED, Outcome.PARTIAL, Outcome.FAILED))
     ratio = f"{day[Outcome.SUCCEEDED] / judged:.1%}" if judged else "-"
     seconds = recent.seconds()
     middle, late = (_seconds(percentile(seconds, percent)) for percent in (50, 95))

@@ -18,7 +18,7 @@ from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
 
-EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4, "removed": 6}
+EXIT_STATUS = {"succeeded": 0, "failed": 1, "rejected": 3, "cancelled": 4, "removed": 6, "partial": 7}
 TIMED_OUT = 75
 OVER = ("ended", "removed", "rejected")
 _POLL_S = 0.1
@@ -28,7 +28,8 @@ _UNKNOWN_LIMIT_S = 5.0
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id, or CLIENT/ID")
     parser.epilog = (
-        "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 6 its result was removed, 75 --timeout passed"
+        "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 6 its result was removed, 7 a set of which "
+        "some items failed, 75 --timeout passed"
     )
     add_watch_options(parser)
 
@@ -173,6 +174,7 @@ def _final(sight: Sight, config: Config, ref: Ref) -> str:
     lines += [f"  {_short(folder / artifact['file'])}" for artifact in document.get("artifacts", ())]
     if model := document.get("installed"):
         lines.append(f"  {model['kind']} {model['name']}; pin it as {model['name']}@{model['sha256'][:10]}")
+    lines += [f"  {one['name']}: {one['error']['message']}" for one in document.get("items", ()) if "error" in one]
     return "\n".join([*lines, f"  {_short(folder / 'manifest.json')}"])
 
 

@@ -41,7 +41,7 @@ class Aftermath:
         """The worker says that the attempt is over."""
         if ended.outcome is Outcome.SUCCEEDED and running.job.kind is Kind.FETCH:
             self.unlisted.add(running, ended)
-        elif ended.outcome is Outcome.SUCCEEDED:
+        elif ended.outcome in (Outcome.SUCCEEDED, Outcome.PARTIAL):
             self.disk.owe(partial(self.publish, running, ended, max_attempts))
         elif running.cancelled:
             self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
@@ -69,7 +69,12 @@ class Aftermath:
         ref = running.job.ref
         try:
             if not self.outputs.ended(ref):
-                self.outputs.seal(ref, ended.artifacts, running.spec.seeds or (), running.spec.chain_steps)
+                planned = running.spec.planned
+                items = {plan.item for plan in planned if plan.item}
+                if ended.failed and not ended.failed.keys() < items:
+                    raise MissingOutput(planned[0].file)
+                there = [plan for plan in planned if plan.item not in ended.failed]
+                self.outputs.seal(ref, ended.artifacts, there, running.spec.chain_steps)
         except DiskLost as error:
             self.fail(running, Failure.of(error), max_attempts)
         except MissingOutput as error:

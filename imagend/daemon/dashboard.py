@@ -167,7 +167,7 @@ def _notices(status: dict[str, Any]) -> Iterator[str]:
 
 def _tiles(status: dict[str, Any], recent: Recent, counts: Sequence[Counter[Outcome]]) -> Iterator[str]:
     day: Counter[Outcome] = sum(counts, Counter())
-    judged = day[Outcome.SUCCEEDED] + day[Outcome.FAILED]
+    judged = sum(day[outcome] for outcome in (Outcome.SUCCEEDED, Outcome.PARTIAL, Outcome.FAILED))
     ratio = f"{day[Outcome.SUCCEEDED] / judged:.1%}" if judged else "-"
     seconds = recent.seconds()
     middle, late = percentile(seconds, 50), percentile(seconds, 95)

@@ -43,7 +43,8 @@ class Work(NamedTuple):
         chained = (spec.get("chain") or {}).get("upscale") or {}
         scale = spec.get("scale", chained.get("scale"))
         kind = "x".join(str(value) for value in (*map(spec.get, ("width", "height", "num_inference_steps")), scale))
-        return cls(spec.get("model") or "-", kind, len(spec.get("seeds") or (None,)))
+        pictures = len(spec.get("items") or (None,)) * (spec.get("count") or 1)
+        return cls(spec.get("model") or "-", kind, len(spec.get("seeds") or ()) or pictures)
 
 
 class Durations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -13,13 +13,16 @@ from imagend import jobfile, signing
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
 from imagend.errors import DiskLost, MissingOutput, Rejected
-from imagend.job import Job, Kind, Outcome, Ref
-from imagend.manifest import Artifact, Manifest
-from imagend.messages import Ended, Failure
+from imagend.job import Generate, Job, Kind, Outcome, Ref, Spec
+from imagend.manifest import Artifact, ItemEnd, Manifest
+from imagend.messages import Ended, Envelope, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool
 
 log = structlog.get_logger()
+
+_PUBLISHED = (Outcome.SUCCEEDED, Outcome.PARTIAL)
+"""With pictures."""
 
 
 def load(spool: Spool, ref: Ref) -> Job:
@@ -68,7 +71,7 @@ class Ending:
         if running and running.made and outcome is Outcome.FAILED:
             try:
                 if not self.outputs.ended(ref):
-                    self.outputs.seal(ref, running.made, running.spec.seeds or (), running.spec.chain_steps[:1])
+                    self.outputs.seal(ref, running.made, running.spec.planned, running.spec.chain_steps[:1])
                 return running.made
             except (MissingOutput, DiskLost) as error:
                 log.error("what was made before is not kept", job=str(ref), why=str(error))
@@ -79,7 +82,7 @@ class Ending:
     def succeed(self, running: Running, ended: Ended) -> Callable[[], None]:
         """End a job that was painted, in two halves: the disk has time between them. Returns the second."""
         ref = running.job.ref
-        manifest = self._manifest(ref, Outcome.SUCCEEDED, running, ended, None, ended.artifacts)
+        manifest = self._manifest(ref, ended.outcome, running, ended, None, ended.artifacts)
         self.outputs.begin(ref, manifest)
         return partial(self._complete, ref, manifest)
 
@@ -157,6 +160,7 @@ class Ending:
             ended_at=self.wall(),
             attempts=running.attempt if running else self.spool.attempts(ref),
             artifacts=artifacts,
+            items=_items(running.spec, outcome, ended.failed) if running and ended else None,
             timings=ended.timings if ended else {},
             engine=ended.engine if ended else None,
             loading=ended.loading if ended else None,
@@ -165,6 +169,18 @@ class Ending:
             error=failure.error.model_dump() if failure else None,
             **told,
         )
+
+
+def _items(spec: Spec, outcome: Outcome, failed: Mapping[str, Envelope]) -> tuple[ItemEnd, ...] | None:
+    """How each item of a set ended; None of a job that is no set, and where there was no end to them."""
+    if not isinstance(spec, Generate) or not spec.items:
+        return None
+    if outcome not in _PUBLISHED and failed.keys() != {item.name for item in spec.items}:
+        return None
+    return tuple(
+        ItemEnd(name=name, outcome="failed" if error else "succeeded", error=error.model_dump() if error else None)
+        for name, error in ((item.name, failed.get(item.name)) for item in spec.items)
+    )
 
 
 def accepted_at(spool: Spool, ref: Ref) -> datetime:

@@ -35,7 +35,7 @@ GENERATING_S = 0.5
 """Of each worker, how far it is is told at most this often."""
 _OF_A_PICTURE = {"index", "file", "width", "height", "size", "sha256"}
 _TAIL_BYTES = 1 << 16
-ENDS: Mapping[str, str] = {Outcome.SUCCEEDED: "completed", Outcome.FAILED: "failed", Outcome.CANCELLED: "cancelled"}
+ENDS: Mapping[str, str] = {**{outcome: outcome.value for outcome in Outcome}, Outcome.SUCCEEDED: "completed"}
 
 
 @dataclass
@@ -116,7 +116,9 @@ class Events:
         for manifest in self._ended:
             ref = Ref(manifest.client, manifest.id)
             for artifact in manifest.artifacts:
-                self.tell("artifact.written", ref, **artifact.model_dump(mode="json", include=_OF_A_PICTURE))
+                told = artifact.model_dump(mode="json", include=_OF_A_PICTURE)
+                told |= {"file": None} if artifact.item else {}  # a client named it
+                self.tell("artifact.written", ref, **told)
             self.tell(ENDS[manifest.outcome], ref, **_summary(manifest))
         self._ended.clear()
 
@@ -151,7 +153,7 @@ def _place(progress: Progress) -> tuple[Ref, str, int]:
 
 
 def _summary(manifest: Manifest) -> Mapping[str, Any]:
-    told: dict[str, Any] = {"kind": manifest.kind, "attempts": manifest.attempts, "pictures": len(manifest.artifacts)}
+    told: dict[str, Any] = {"kind": manifest.kind, "attempts": manifest.attempts, "pictures": manifest.pictures}
     model = (manifest.engine or {}).get("model") or {}
     if "name" in model:  # as it lies in models/, not as a client wrote it
         told["model"] = model["name"]

@@ -24,6 +24,7 @@ from imagend.daemon.retention import Retention
 from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
+from imagend.job import Outcome
 from imagend.lanes import Lane
 from imagend.manifest import Manifest
 from imagend.orders import Wishes
@@ -59,7 +60,7 @@ class Health:
     interval_s: float
     started_at: datetime
     reasons: dict[str, str] = field(default_factory=dict)  # what is wrong, by its part of the daemon
-    totals: dict[str, int] = field(default_factory=lambda: {"succeeded": 0, "failed": 0, "cancelled": 0})
+    totals: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in Outcome})
     events: Events = field(init=False)
     tempo: Tempo = field(default_factory=Tempo)
     last_errors: deque[ErrorReport] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))  # newest first

@@ -65,7 +65,7 @@ def _check_painting(item: Job, spec: Generate, rights: Rights, config: Config) -
             f"count x width x height x num_inference_steps: {asked:,.0f} megapixel-steps are more than the "
             f"{rights.max_work:,.0f} that {_whom(item)} may ask for in one job (max_work). Ask for fewer pictures or "
             "steps or a smaller size, in several jobs if need be.",
-            detail=[{"field": "count", "value": spec.count or len(spec.seeds or (0,))}],
+            detail=[{"field": "count", "value": pictures(spec)}],
         )
 
 
@@ -89,8 +89,11 @@ def work(spec: Generate, config: Config) -> float:
     preset = config.image_types.get(spec.image_type) if spec.image_type else None
     width = spec.width or (preset.width if preset else _NATIVE)
     height = spec.height or (preset.height if preset else _NATIVE)
-    pictures = len(spec.seeds) if spec.seeds else spec.count or 1
-    return pictures * width * height * (spec.num_inference_steps or presets.NUM_INFERENCE_STEPS) / 1e6
+    return pictures(spec) * width * height * (spec.num_inference_steps or presets.NUM_INFERENCE_STEPS) / 1e6
+
+
+def pictures(spec: Generate) -> int:
+    return len(spec.seeds) if spec.seeds else (spec.count or 1) * max(1, len(spec.items))
 
 
 def _forbidden(field: str, value: object, why: str) -> Forbidden:

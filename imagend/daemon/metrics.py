@@ -62,8 +62,8 @@ class Metrics:
         self._ended.labels(manifest.client, manifest.kind, manifest.outcome.value).inc()
         if manifest.kind == Kind.UPSCALE or (manifest.artifacts and manifest.spec.get("chain")):
             self._upscales.labels(manifest.outcome.value).inc()
-        if manifest.artifacts:
-            self._pictures.labels(manifest.client, model).inc(len(manifest.artifacts))
+        if manifest.pictures:
+            self._pictures.labels(manifest.client, model).inc(manifest.pictures)
         if manifest.started_at is not None:
             spent = (manifest.ended_at - manifest.started_at).total_seconds()
             self._seconds.labels(manifest.kind, model).observe(spent)

@@ -99,8 +99,8 @@ class Operator:
             job = load(self.spool, ref)
         except Rejected:
             return self._refuse("requeue", ref, "its file cannot be read any more")
-        if manifest.get("outcome") == Outcome.SUCCEEDED:
-            return self._refuse("requeue", ref, "it has succeeded")
+        if manifest.get("outcome") in (Outcome.SUCCEEDED, Outcome.PARTIAL):
+            return self._refuse("requeue", ref, "it has pictures")
         if not ended and not self.spool.is_reopened(ref):
             return self._refuse("requeue", ref, "its result has been removed")
         if ended:

@@ -14,6 +14,7 @@ from imagend.job import STRENGTH, Generate, Job, Ref, Spec
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.models import Model
+from imagend.set_field import escaped
 from imagend.upscaling import Upscale
 
 _NATIVE = 1024  # image types are written for SDXL's own size
@@ -31,7 +32,8 @@ def fill(job: Job, config: Config, find: Callable[[str], Model]) -> tuple[Spec, 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:
     """`spec` with model, VAE, LoRAs, strength, size, steps, scheduler's settings, seeds and the image type's affixes
-    written out. seed, count and image_type become None; what stays None is as the model's own files say.
+    written out, seeds for each item of a set. seed, image_type and (but of a set) count become None; what stays None is
+    as the model's own files say.
 
     Raises UnsupportedSetting where the affixes break the prompt's syntax, or a setting does not go with the others.
     """
@@ -39,8 +41,10 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     width, height = _size(preset, model)
     prompt, negative_prompt = spec.prompt, spec.negative_prompt
     if preset:
-        prompt = f"{preset.prompt_prefix}{prompt}{preset.prompt_suffix}"
-        negative_prompt = preset.negative_prompt if negative_prompt is None else negative_prompt
+        as_text = escaped if spec.items else str  # of a set, the job's own prompts are templates
+        prompt = f"{as_text(preset.prompt_prefix)}{prompt}{as_text(preset.prompt_suffix)}"
+        if negative_prompt is None and preset.negative_prompt is not None:
+            negative_prompt = as_text(preset.negative_prompt)
     try:
         prompt, loras = with_tags(prompt, spec.prompt_syntax, spec.loras)
     except ValueError as error:
@@ -53,9 +57,8 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         "height": spec.height or height,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
-        "seeds": seeds(spec, ref),
+        **_seeds(spec, ref),
         "seed": None,
-        "count": None,
         "image_type": None,
     }
     if spec.chain is not None:
@@ -86,6 +89,14 @@ def _sampling(spec: Generate, settings: ModelSettings, model: Model) -> dict[str
         "prediction_type": spec.prediction_type or settings.prediction_type,
         "rescale_betas_zero_snr": rescale,
     }
+
+
+def _seeds(spec: Generate, ref: Ref) -> dict[str, Any]:
+    first, *others = seeds(spec, ref)
+    if not spec.items:
+        return {"seeds": (first, *others), "count": None}
+    items = (item if item.seed is not None else item.model_copy(update={"seed": first}) for item in spec.items)
+    return {"items": tuple(items), "count": spec.count or 1}
 
 
 def seeds(spec: Generate, ref: Ref) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Tempo:
     def count(self, manifest: Manifest) -> None:
         minute, failed = int(manifest.ended_at.timestamp() // 60), manifest.outcome is Outcome.FAILED
         last = self._minutes.pop() if self._minutes and self._minutes[-1][0] == minute else (minute, 0, 0, 0)
-        self._minutes.append((minute, last[1] + 1, last[2] + len(manifest.artifacts), last[3] + failed))
+        self._minutes.append((minute, last[1] + 1, last[2] + manifest.pictures, last[3] + failed))
 
     def rates(self, now: datetime) -> Rates:
         since = int(now.timestamp() // 60) - _HOUR_MIN

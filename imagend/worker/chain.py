@@ -43,14 +43,13 @@ def _in_folder(step: str, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ..
 def _upscale(
     spec: Generate, painted: tuple[Artifact, ...], upscaler: upscale.Upscaler, context: Context
 ) -> tuple[Artifact, ...]:
-    assert spec.seeds is not None
     context.engine["upscaler"] = upscaler.describe()
     context.engine["versions"] = context.engine["versions"] | upscaler.versions
     made = []
-    for one, seed in zip(painted, spec.seeds, strict=True):
+    for one, plan in zip(painted, spec.planned, strict=True):
         context.progress(STAGE, one.index, len(painted), 0, 1)
         drafts = Drafts(context.folder, _recipe(one, context.engine["upscaler"] | upscaler.versions))
-        if (known := drafts.find(one.index)) is not None:
+        if (known := drafts.find(plan.file)) is not None:
             artifact, exact = known
             context.memory["exact"] = context.memory.get("exact", True) and exact
             context.progress(STAGE, one.index, len(painted), 1, 1)
@@ -62,7 +61,7 @@ def _upscale(
             image = upscaler(small, partial(context.progress, STAGE, one.index, len(painted)))
         seconds = round(time.perf_counter() - start, 6)
         with context.timed("saving"):
-            made.append(drafts.save(image, one.index, seed, seconds, spec, context.engine, upscaler.exact))
+            made.append(drafts.save(image, one.index, plan, seconds, spec, context.engine, upscaler.exact))
     return tuple(made)
 
 

@@ -11,23 +11,24 @@ from PIL import Image
 from pydantic import ValidationError
 
 from imagend.errors import NoSpace
+from imagend.fields import Planned
 from imagend.job import Generate
 from imagend.manifest import Artifact
 from imagend.worker import images
 
 
 class Drafts:
-    """The pictures of a job in its draft folder: NNNN.png, and beside it .NNNN.json, which says what it is."""
+    """The pictures of a job in its draft folder: NAME.png, and beside it .NAME.json, which says what it is."""
 
     def __init__(self, folder: Path, recipe: str) -> None:
         self._folder, self._recipe = folder, recipe
 
-    def find(self, index: int) -> tuple[Artifact, bool] | None:
+    def find(self, file: str) -> tuple[Artifact, bool] | None:
         """The picture that an earlier attempt painted, if it is whole and of this recipe, and whether it is exact
         (Climb.exact)."""
-        path = self._folder / f"{index:04d}.png"
+        path = self._folder / file
         try:
-            note = json.loads(self._note(index).read_bytes())
+            note = json.loads(self._note(file).read_bytes())
             artifact = Artifact.model_validate_json(json.dumps(note["artifact"]))
             whole = hashlib.sha256(path.read_bytes()).hexdigest() == artifact.sha256
             return (artifact, bool(note["exact"])) if whole and note["recipe"] == self._recipe else None
@@ -38,7 +39,7 @@ class Drafts:
         self,
         image: Image.Image,
         index: int,
-        seed: int,
+        plan: Planned,
         seconds: float,
         spec: Generate,
         engine: dict[str, Any],
@@ -46,17 +47,18 @@ class Drafts:
     ) -> Artifact:
         """Write a picture durably, and a note of what it is. Raises NoSpace."""
         try:
-            artifact = self._save(image, index, seed, seconds, spec, engine)
+            artifact = self._save(image, index, plan, seconds, spec, engine)
             note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json"), "exact": exact}
-            self._note(index).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
+            self._note(plan.file).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
             return artifact
         except OSError as error:
             raise NoSpace(error.strerror) from None
 
     def _save(
-        self, image: Image.Image, index: int, seed: int, seconds: float, spec: Generate, engine: dict[str, Any]
+        self, image: Image.Image, index: int, plan: Planned, seconds: float, spec: Generate, engine: dict[str, Any]
     ) -> Artifact:
-        path = self._folder / f"{index:04d}.png"
+        path, seed = self._folder / plan.file, plan.seed
+        assert seed is not None
         pixels = images.pixels_sha256(image)
         item = {
             "spec": spec.model_dump(mode="json", exclude_none=True, exclude={"seeds"}) | {"seed": seed},
@@ -65,7 +67,8 @@ class Drafts:
             "engine": engine,
         }
         data = images.save_png(image, path, images.png_text(spec, seed, engine, item))
-        return images.describe(image, path.name, data, pixels, index, seed, seconds)
+        artifact = images.describe(image, path.name, data, pixels, index, seed, seconds)
+        return artifact.model_copy(update={"item": plan.item})
 
-    def _note(self, index: int) -> Path:
-        return self._folder / f".{index:04d}.json"
+    def _note(self, file: str) -> Path:
+        return self._folder / f".{file.removesuffix('.png')}.json"

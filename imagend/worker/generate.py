@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from imagend.errors import DeviceFailed
+from imagend.errors import DeviceFailed, JobFailed, OutOfMemory
+from imagend.fields import Planned
 from imagend.job import Generate
 from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
-from imagend.worker import chain, controlnets, img2img
+from imagend.worker import chain, contact_sheet, controlnets, img2img
 from imagend.worker.climb import Climb
 from imagend.worker.drafts import Drafts
 from imagend.worker.encode import encode
@@ -54,6 +57,7 @@ def _paint_all(spec: Generate, context: Context) -> tuple[Artifact, ...]:
 
 
 def _attempt(spec: Generate, pictures: dict[str, Picture], context: Context, climb: Climb) -> tuple[Artifact, ...]:
+    context.failed.clear()
     context.pipelines.models.learn(context.known.digests)
     preprocessors = Preprocessors(context.pipelines.models)
     guidance = controlnets.arguments(spec, pictures, preprocessors)
@@ -74,36 +78,61 @@ def _paint(
     context: Context,
     climb: Climb,
 ) -> tuple[Artifact, ...]:
-    assert spec.seeds is not None
+    parts, planned = spec.parts, [plan for plan in spec.planned if plan.role is None]
     drafts = Drafts(context.folder, _recipe(spec, context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
+    encoded: str | None = None  # of which item of a set they are
     beginning: img2img.Beginning | None = None
     painted: list[Artifact | Future[Artifact]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
-        for index, seed in enumerate(spec.seeds):
+        for index, plan in enumerate(planned):
             for saved in painted:
                 if isinstance(saved, Future) and saved.done():
                     saved.result()  # raises what it met, before more is painted in vain
-            if (known := drafts.find(index)) is not None:
+            if plan.item in context.failed:
+                continue
+            if (known := drafts.find(plan.file)) is not None:
                 artifact, exact = known
                 climb.found(exact)
                 painted.append(artifact)
                 continue
-            if embeddings is None:
-                context.progress("encoding", index, len(spec.seeds))
-                with context.timed("encoding"), climb.during(Stage.ENCODING):
-                    embeddings = _encode(pipe, spec, context)
-                with context.timed("encoding"):
-                    guidance |= context.pipelines.ip_adapter.arguments(spec, pictures, pipe, context)
-                if spec.image is not None:
+            part = parts[plan.item]
+            with _of_an_item(plan.item, context):
+                if embeddings is None or encoded != plan.item:
+                    context.progress("encoding", index, len(planned))
+                    with context.timed("encoding"), climb.during(Stage.ENCODING):
+                        encoding = _encode(pipe, part, context)
+                    if embeddings is None:
+                        with context.timed("encoding"):
+                            guidance |= context.pipelines.ip_adapter.arguments(spec, pictures, pipe, context)
+                    embeddings, encoded = encoding, plan.item
+                if spec.image is not None and beginning is None:
                     beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
-            start = time.perf_counter()
-            with context.timed("painting"):
-                image = _call(pipe, spec, index, seed, embeddings | guidance, beginning, context, climb)
-            seconds = round(time.perf_counter() - start, 6)
-            painted.append(saver.submit(drafts.save, image, index, seed, seconds, spec, context.engine, climb.exact))
+                start = time.perf_counter()
+                with context.timed("painting"):
+                    image = _call(pipe, spec, index, plan, embeddings | guidance, beginning, context, climb)
+                seconds = round(time.perf_counter() - start, 6)
+                saving = saver.submit(drafts.save, image, index, plan, seconds, part, context.engine, climb.exact)
+                painted.append(saving)
         with context.timed("saving"):
-            return tuple(one.result() if isinstance(one, Future) else one for one in painted)
+            artifacts = [one.result() if isinstance(one, Future) else one for one in painted]
+    if not spec.items:
+        return tuple(artifacts)
+    if len(context.failed) == len(spec.items):
+        raise next(iter(context.failed.values()))
+    whole = [artifact for artifact in artifacts if artifact.item not in context.failed]
+    return (*whole, contact_sheet.save(spec, whole, context))
+
+
+@contextmanager
+def _of_an_item(item: str | None, context: Context) -> Iterator[None]:
+    """What fails here fails an item of a set only, unless memory is too short for any."""
+    try:
+        yield
+    except JobFailed as error:
+        if item is None or isinstance(error, OutOfMemory):
+            raise
+        context.failed[item] = error
 
 
 def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tensor]:
@@ -140,16 +169,16 @@ def _call(
     pipe: Any,
     spec: Generate,
     index: int,
-    seed: int,
+    plan: Planned,
     conditions: dict[str, Any],
     beginning: img2img.Beginning | None,
     context: Context,
     climb: Climb,
 ) -> Image.Image:
     """`conditions`: what the pictures of a job have in common, prompts' embeddings and ControlNets' pictures."""
-    assert spec.seeds is not None
-    pictures, steps = len(spec.seeds), spec.denoising_steps
-    generator = torch.Generator("cpu").manual_seed(seed)
+    assert plan.seed is not None
+    pictures, steps = sum(plan.role is None for plan in spec.planned), spec.denoising_steps
+    generator = torch.Generator("cpu").manual_seed(plan.seed)
     paint, start = pipe, dict[str, Any](width=spec.width, height=spec.height)
     if beginning is not None:
         paint, start = img2img.pipeline(pipe), {"image": beginning.latents(generator), "strength": spec.strength}

@@ -7,13 +7,14 @@ bare word is text, unless there is an embedding of that name for SDXL; after `em
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from imagend.architecture import ModelKind
-from imagend.errors import AmbiguousModel, BrokenWeights, UnfitEmbedding, UnusableModel
+from imagend.errors import AmbiguousModel, BrokenWeights, ImagendError, JobFailed, UnfitEmbedding, UnusableModel
 from imagend.job import Generate
 from imagend.mentions import Mention, Names
 from imagend.models import Models
@@ -34,8 +35,9 @@ class Inversions:
         self._names = Names(())
         self._used: dict[Mention, Inversion] = {}
 
-    def apply(self, pipe: Any, spec: Generate) -> None:
-        """From now on split() and describe() are about this job.
+    def apply(self, pipe: Any, spec: Generate, failed: dict[str, ImagendError]) -> None:
+        """From now on split() and describe() are about this job. What goes wrong with an item of a set stands in
+        `failed` then.
 
         Raises UnknownModel, AmbiguousModel, UnusableModel, BrokenWeights, UnfitEmbedding.
         """
@@ -43,13 +45,26 @@ class Inversions:
         if listed != self._listed:
             self._listed, self._names = listed, Names(listed)
         used: dict[Mention, Inversion | None] = {}
+        for item, part in spec.parts.items():
+            try:
+                used |= self._mentioned(part, pipe, used)
+            except JobFailed as error:
+                if item is None:
+                    raise
+                failed[item] = error
+        self._used = {mention: inversion for mention, inversion in used.items() if inversion}
+
+    def _mentioned(
+        self, spec: Generate, pipe: Any, known: Mapping[Mention, Inversion | None]
+    ) -> dict[Mention, Inversion | None]:
+        used: dict[Mention, Inversion | None] = {}
         for text in (spec.prompt, spec.negative_prompt or ""):
             prompt = parse(text, spec.prompt_syntax)
             for piece in (prompt.plain, *(fragment.text for block in prompt.blocks for fragment in block)):
                 for mention in self._names.split(piece):
                     if isinstance(mention, Mention) and mention not in used:
-                        used[mention] = self._inversion(mention, pipe)
-        self._used = {mention: inversion for mention, inversion in used.items() if inversion}
+                        used[mention] = known[mention] if mention in known else self._inversion(mention, pipe)
+        return used
 
     def split(self, text: str) -> Text:
         """A text of this job, as its words and the inversions between them."""

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from imagend.architecture import ModelKind
-from imagend.errors import UnfitLora, UnsupportedSetting
+from imagend.errors import ImagendError, UnfitLora, UnsupportedSetting
 from imagend.job import Generate
 from imagend.lora import TEXT_ENCODERS, check_fit, weight_at
 from imagend.lora_field import Lora
@@ -33,6 +33,7 @@ class Context(Protocol):
     """Of a job (worker.main.Context), what is needed here."""
 
     loading: dict[str, Any]
+    failed: dict[str, ImagendError]
 
     def progress(self, stage: str) -> None: ...
 

@@ -50,6 +50,7 @@ class Context:
         self.engine: dict[str, Any] = {}  # what decides the pixels
         self.loading: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
+        self.failed: dict[str, ImagendError] = {}  # items of a set
         self.worn = ""  # why this process should paint no more
         self.interrupted = threading.Event()
         self._say, self._interval_s = say, interval_s
@@ -120,7 +121,7 @@ class Worker:
         try:
             kind = importlib.import_module(f"{self._package}.{run.kind}")
             artifacts: tuple[Artifact, ...] = kind.run(run.spec, context)
-            return self._ended(context, Outcome.SUCCEEDED, artifacts)
+            return self._ended(context, Outcome.PARTIAL if context.failed else Outcome.SUCCEEDED, artifacts)
         except Interrupt:
             return self._ended(context, Outcome.CANCELLED)
         except ImagendError as error:
@@ -146,10 +147,12 @@ class Worker:
     def _ended(
         self, context: Context, outcome: Outcome, artifacts: tuple[Artifact, ...] = (), failure: Failure | None = None
     ) -> Ended:
+        failed = {} if outcome is Outcome.CANCELLED else context.failed
         return Ended(
             job=context.job,
             outcome=outcome,
             artifacts=artifacts,
+            failed={item: Failure.of(error).error for item, error in failed.items()},
             timings=context.timings,
             engine=context.engine or None,
             loading=context.loading or None,

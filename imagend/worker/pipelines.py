@@ -71,7 +71,7 @@ class Pipelines:
         pipe = self.get(spec.model, lambda: context.progress(Stage.LOADING), spec.vae)
         pipe.scheduler = self._scheduler(spec)
         self.loras.apply(pipe, spec, self.ladder.placement.release, context)
-        self.inversions.apply(pipe, spec)
+        self.inversions.apply(pipe, spec, context.failed)
         self.ip_adapter.apply(pipe, spec, self.ladder.placement.release, context)
         pipe = self.controlnets.apply(pipe, spec, self.ladder.placement.release, context)
         self._hash((*self.controlnets.used, *self.ip_adapter.used))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from fakes import paint
 
 from imagend.errors import NoSpace, OutOfMemory, UnsupportedSetting
+from imagend.job import Generate
 from imagend.manifest import Artifact
 from kinds import deaths, lies, words
 
@@ -49,6 +51,9 @@ def run(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
 
 def painted(spec: dict[str, Any], context: Any) -> tuple[Artifact, ...]:
     try:
-        return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+        if not spec["items"]:
+            return tuple(paint(context.folder, index, seed) for index, seed in enumerate(spec["seeds"]))
+        planned = Generate.model_validate_json(json.dumps(spec)).planned
+        return tuple(paint(context.folder, index, plan.seed, plan) for index, plan in enumerate(planned))
     except OSError as error:
         raise NoSpace(error.strerror) from None  # as the real one does

@@ -106,7 +106,8 @@ def test_a_refusal_names_field_value_and_remedy(name: str) -> None:
         assert f"{problem['field']}: {problem.get('value', '')}".rstrip() in error["message"]
         # A prompt's value is private, and that of an unknown field may be a prompt under a wrong name.
         known = problem["field"].split(".")[0] in {*MINIMAL, *Header.model_fields, *Generate.model_fields, "job"}
-        silent = {"prompt", "negative_prompt"}
+        of_a_set = re.match(r"items(\.\d+(\.values.*)?)?$", problem["field"].strip('"'))
+        silent = {"prompt", "negative_prompt", problem["field"] if of_a_set else ""}
         said_absent = re.search(r"missing|twice|must be one of|not a field", problem["problem"])
         assert "value" in problem or not known or problem["field"] in silent or said_absent
     assert "`imagend schema`" in error["message"]
@@ -348,6 +349,10 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         "required": lambda names: not isinstance(value, dict) or names <= value.keys(),
         "properties": lambda known: all(fits(value[name], known[name], root) for name in known if name in value),
         "additionalProperties": lambda allowed: allowed or value.keys() <= schema["properties"].keys(),
+        "maxProperties": lambda bound: not isinstance(value, dict) or len(value) <= bound,
+        "patternProperties": lambda known: all(
+            fits(value[name], known[pattern], root) for pattern in known for name in value if re.search(pattern, name)
+        ),
         "$ref": lambda ref: fits(value, root["$defs"][ref.removeprefix("#/$defs/")], root),
     }
     tests |= dict.fromkeys(("title", "description", "default", "$schema", "$id", "$defs"), lambda _: True)

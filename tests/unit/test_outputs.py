@@ -18,6 +18,7 @@ import pytest
 
 from imagend import feed, files
 from imagend.errors import DiskLost, MissingOutput
+from imagend.fields import numbered
 from imagend.job import Outcome, Ref
 from imagend.manifest import Artifact, Manifest
 from imagend.outputs import RESULTS, Outputs
@@ -136,20 +137,20 @@ def test_seal_keeps_what_was_told_of_and_nothing_else(outputs: Outputs, tmp_path
     precious.mkdir()
     (precious / "file").touch()
     (folder / "link").symlink_to(precious)
-    outputs.seal(REF, [artifact("0000.png"), artifact("0001.png")], [7, 7])
+    outputs.seal(REF, [artifact("0000.png"), artifact("0001.png")], numbered([7, 7]))
     assert names(folder) == ["0000.png", "0001.png"]
     assert names(precious) == ["file"]
 
 
 def test_seal_refuses_what_is_missing(outputs: Outputs) -> None:
     with pytest.raises(MissingOutput, match=r"0000\.png"):
-        outputs.seal(REF, [artifact("0000.png")], [7])
+        outputs.seal(REF, [artifact("0000.png")], numbered([7]))
 
 
 def test_seal_refuses_changed_bytes(outputs: Outputs) -> None:
     (outputs.draft(REF) / "0000.png").write_bytes(b"PICTURE")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact("0000.png")], [7])
+        outputs.seal(REF, [artifact("0000.png")], numbered([7]))
 
 
 @pytest.mark.parametrize("shown", [["0000.png"], ["0000.png"] * 2, ["0000.png", "0001.png", "0002.png"]])
@@ -157,7 +158,7 @@ def test_seal_refuses_another_number_than_was_asked_for(outputs: Outputs, shown:
     for name in shown:
         (outputs.draft(REF) / name).write_bytes(b"picture")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(name) for name in shown], [7, 7])
+        outputs.seal(REF, [artifact(name) for name in shown], numbered([7, 7]))
 
 
 @pytest.mark.parametrize("kind", ["symlink", "folder", "pipe"])
@@ -172,7 +173,7 @@ def test_seal_refuses_what_is_no_regular_file(outputs: Outputs, tmp_path: Path, 
         case "pipe":
             os.mkfifo(path)
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact("0000.png")], [7])
+        outputs.seal(REF, [artifact("0000.png")], numbered([7]))
 
 
 @pytest.mark.parametrize("name", ["../0000.png", "manifest.json", "0000.PNG", "0000.png\n", "00000.png", "", "."])
@@ -181,14 +182,14 @@ def test_seal_refuses_names_that_no_worker_may_choose(outputs: Outputs, name: st
     if not path.is_dir():
         path.write_bytes(b"picture")  # the name alone must not pass
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(name)], [7])
+        outputs.seal(REF, [artifact(name)], numbered([7]))
 
 
 def test_seal_refuses_an_absolute_name(outputs: Outputs, tmp_path: Path) -> None:
     path = tmp_path / "0000.png"
     path.write_bytes(b"picture")
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, [artifact(str(path))], [7])
+        outputs.seal(REF, [artifact(str(path))], numbered([7]))
 
 
 def chained(outputs: Outputs) -> tuple[Path, list[Artifact]]:
@@ -206,7 +207,7 @@ def chained(outputs: Outputs) -> tuple[Path, list[Artifact]]:
 @pytest.mark.parametrize("steps", [("generate", "upscale"), ("generate",)])
 def test_seal_keeps_of_a_chain_the_folders_of_its_steps(outputs: Outputs, steps: tuple[str, ...]) -> None:
     folder, shown = chained(outputs)
-    outputs.seal(REF, shown[: len(steps)], [7], steps)
+    outputs.seal(REF, shown[: len(steps)], numbered([7]), steps)
     assert names(folder) == list(steps)
     assert {name for step in steps for name in names(folder / step)} == {"0000.png"}
 
@@ -226,7 +227,7 @@ def test_seal_refuses_a_step_whose_folder_is_none(outputs: Outputs, tmp_path: Pa
             (tmp_path / "elsewhere").rename(folder / "upscale")
             shown = shown[::-1]
     with pytest.raises(MissingOutput):
-        outputs.seal(REF, shown, [7], ("generate", "upscale"))
+        outputs.seal(REF, shown, numbered([7]), ("generate", "upscale"))
 
 
 # Publishing
@@ -286,12 +287,12 @@ def test_what_an_fsync_refused_is_written_anew_before_it_is_published(
     refused = picture.stat().st_ino
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", refusing("0000.png"))
-        outputs.seal(REF, [artifact("0000.png")], [7])
+        outputs.seal(REF, [artifact("0000.png")], numbered([7]))
         with pytest.raises(OSError, match="Input/output"):
             outputs.publish(REF, manifest(REF, artifact("0000.png")))
     assert not outputs.ended(REF)
     assert picture.stat().st_ino == refused
-    outputs.seal(REF, [artifact("0000.png")], [7])
+    outputs.seal(REF, [artifact("0000.png")], numbered([7]))
     assert picture.stat().st_ino != refused
     outputs.publish(REF, manifest(REF, artifact("0000.png")))
     assert (outputs.root / "alice" / REF.id / "0000.png").read_bytes() == b"picture"
@@ -308,7 +309,7 @@ def test_a_picture_that_the_disk_refused_and_lost_is_painted_again(
             outputs.publish(REF, manifest(REF, artifact("0000.png")))
     picture.write_bytes(b"garbage")  # what the disk really holds
     with pytest.raises(DiskLost, match=r"0000\.png"):
-        outputs.seal(REF, [artifact("0000.png")], [7])
+        outputs.seal(REF, [artifact("0000.png")], numbered([7]))
 
 
 def test_that_a_result_is_there_is_synced_until_it_has_worked(
