@@ -74,7 +74,7 @@ wheels: $(READY)
 SECONDS ?= 60
 fuzz: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
-	@for target in unseal signature job prompts weights header picture; do \
+	@for target in unseal signature job table prompts weights header picture; do \
 		echo "== $$target"; PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(SECONDS) || exit 1; done
 
 # Man pages to MANDIR; needs lowdown.

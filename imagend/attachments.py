@@ -1,7 +1,7 @@
-"""spool/attachments/: the pictures that clients sent along, for as long as a job that waits or is painted needs them.
+"""spool/attachments/: what clients sent along, pictures and tables, as long as a job that waits or is painted needs it.
 
-<client>/<sha256> is a client's picture, and <client>/<id>.<sha256> another name of that file: of a job that needs it.
-The last job that goes takes the file with it. A door brings pictures in and the loop lets them go, each on its thread.
+<client>/<sha256> is a client's file, and <client>/<id>.<sha256> another name of that file: of a job that needs it.
+The last job that goes takes the file with it. A door brings files in and the loop lets them go, each on its thread.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class Attachments:
                 files.make_folder(self._root / ref.client, 0o700)
                 files.write(self._whole(ref.client, sha256), data, 0o600)
                 self._name(ref, sha256)
+
+    def whole(self, client: str, sha256: str, max_bytes: int) -> bytes | None:
+        """A client's file, if it is here; cut behind so many bytes and one more."""
+        with suppress(FileNotFoundError):
+            return files.read_untrusted(self._whole(client, sha256), max_bytes)[0]
+        return None
 
     def places(self, ref: Ref, pictures: Iterable[str]) -> dict[str, str]:
         """Where those of a job's pictures are that were sent along."""

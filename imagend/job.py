@@ -199,6 +199,7 @@ class Generate(Frozen):
         max_length=set_field.MAX_ITEMS,
         description="A set: pictures by name, for each of which what stands in `{…}` in the prompts is filled in.",
     )
+    table: str | None = Field(None, pattern=set_field.TABLE, description="The items as a table (CSV), sent along.")
     clip_skip: int | None = Field(
         None,
         ge=0,
@@ -229,7 +230,9 @@ class Generate(Frozen):
         if self.scheduler is not None:
             chosen = self.schedule_type, self.prediction_type, self.rescale_betas_zero_snr, self.eta
             schedulers.configure(self.scheduler, *chosen)
-        set_field.check_prompts(self.prompt, self.negative_prompt, self.prompt_syntax, self.loras, self.items)
+        set_field.check_prompts(
+            self.prompt, self.negative_prompt, self.prompt_syntax, self.loras, self.items, self.table
+        )
         return self
 
     @property

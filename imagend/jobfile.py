@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from imagend import set_table
 from imagend.errors import Expired, InvalidJob, TooLarge
 from imagend.fetch_spec import VARIANT
 from imagend.fields import PICTURE
@@ -24,6 +25,7 @@ from imagend.job import (
     Cancel,
     CancelRequest,
     Frozen,
+    Generate,
     Header,
     Job,
     Ref,
@@ -31,7 +33,7 @@ from imagend.job import (
 )
 from imagend.model_names import MODEL_NAME
 from imagend.record import SHA256
-from imagend.set_field import ITEM_NAME, VALUE_NAME
+from imagend.set_field import ITEM_NAME, TABLE, VALUE_NAME
 from imagend.signing import job_id
 
 MAX_DEPTH = 16
@@ -50,6 +52,7 @@ _PATTERNS = {
     SHA256: "must be 64 hexadecimal digits in small letters, as sha256sum prints them",
     VARIANT: "must be a variant's name, such as fp16",
     ITEM_NAME: "must be a name of 1 to 60 letters, digits, '.', '_' and '-', the first a letter or digit",
+    TABLE: "must be sha256: and 64 digits, of a table sent along",
     VALUE_NAME: "must be called by 1 to 32 letters, digits and '_', the first a letter",
     JOB_ID: "must be a job's id, 20 hexadecimal digits; list yours with: imagend status",
 }
@@ -91,6 +94,20 @@ def parse(client: str, body: bytes) -> Job | CancelRequest:
         return CancelRequest(ref=Ref(spec.client or client, spec.job), header=header, signer=client)
     assert isinstance(spec, Spec)
     return Job.model_construct(ref=Ref(client, job_id(client, body)), header=header, spec=spec)  # its parts are checked
+
+
+def with_items(spec: Generate, raw: bytes) -> Generate:
+    """The spec of a job that names a table, with the items of that table in its place. Raises InvalidJob."""
+    try:
+        items = set_table.items_of(raw)
+    except ValueError as error:
+        raise _invalid([_problem("table", spec.table, f"cannot be used: {error}")]) from None
+    errors: list[Any] = []
+    whole = _build(Generate, spec.model_dump(mode="json") | {"items": items, "table": None}, errors)
+    if whole is None:
+        problems = [_explain(dict(details), tuple(Generate.model_fields)) for details in errors[:MAX_PROBLEMS]]
+        raise _invalid(problems, len(errors))
+    return whole
 
 
 def check_window(header: Header, now: datetime) -> None:

@@ -24,6 +24,7 @@ MAX_SET_CHARACTERS = 200_000
 """Of all prompts of a set, filled in: they are read when its job comes in."""
 ITEM_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 VALUE_NAME = r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
+TABLE = r"^sha256:[0-9a-f]{64}$"
 CONTACT_SHEET = "contact.png"
 _OWN_NAME = "name"
 _TOKEN = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]{0,31})\}|[{}]|[^{}]+")
@@ -106,9 +107,19 @@ def _read(template: str) -> list[_Piece]:
 
 
 def check_prompts(
-    template: str, negative: str | None, syntax: PromptSyntax, loras: tuple[Lora, ...], items: tuple[Item, ...]
+    template: str,
+    negative: str | None,
+    syntax: PromptSyntax,
+    loras: tuple[Lora, ...],
+    items: tuple[Item, ...],
+    table: str | None = None,
 ) -> None:
-    """Whether the prompts of a job can be read, for each item if it is a set. Raises ValueError, the field first."""
+    """Whether the prompts of a job can be read, for each item if it is a set. Those in a table are not known here: then
+    this is asked again. Raises ValueError, the field first."""
+    if table is not None:
+        if items:
+            raise ValueError("table: replaces items; give either")
+        return
     template, _ = with_tags(template, syntax, loras)
     if not items:
         _check("prompt", template, syntax, may_have_loras=True)

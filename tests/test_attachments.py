@@ -283,14 +283,14 @@ def test_replay_wants_the_picture_again(home: Home) -> None:
     manifest: dict[str, Any] = {"kind": "generate", "spec": {"prompt": "p", "image": NAME}}
     ref, photo = Ref("alice", "0" * 20), home.root / "photo.png"
     with pytest.raises(UsageError, match="give it, --image FILE"):
-        replay._send(home.config, ref, manifest, [])
+        replay.send_again(home.config, ref, manifest, [], {})
     photo.write_bytes(b"another one")
     with pytest.raises(UsageError, match="give it, --image FILE"):
-        replay._send(home.config, ref, manifest, [photo])
+        replay.send_again(home.config, ref, manifest, [photo], {})
     with pytest.raises(UsageError, match="Leave it out"):
-        replay._send(home.config, ref, {"kind": "generate", "spec": {"prompt": "p"}}, [photo])
+        replay.send_again(home.config, ref, {"kind": "generate", "spec": {"prompt": "p"}}, [photo], {})
     photo.write_bytes(PHOTO)
-    replay._send(home.config, ref, manifest, [photo])
+    replay.send_again(home.config, ref, manifest, [photo], {})
     assert len(take(make_door(home))) == 1
 
 

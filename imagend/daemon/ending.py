@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from imagend import jobfile, signing
+from imagend.daemon import sent_along
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
 from imagend.errors import DiskLost, MissingOutput, Rejected
@@ -31,6 +32,11 @@ def load(spool: Spool, ref: Ref) -> Job:
     job = jobfile.parse(ref.client, body)
     assert isinstance(job, Job)  # only jobs are queued
     return job
+
+
+def load_whole(spool: Spool, ref: Ref) -> Job:
+    """The same, with the items of the table that it names. Raises Rejected, JobFailed."""
+    return sent_along.whole(load(spool, ref), spool.attachments)
 
 
 class Ending:

@@ -263,7 +263,7 @@ class Door:
             item = jobfile.parse(client, body)
             jobfile.check_window(item.header, now)
             limits.check(item, self.policy.config)
-            sent_along.take(item, name, self._inbox, self._attachments, self.policy.config)
+            item = sent_along.take(item, name, self._inbox, self._attachments, self.policy.config)
         except Rejected as reason:
             reason.client = client
             raise

@@ -16,7 +16,7 @@ import structlog
 from imagend.config import Config
 from imagend.daemon.aftermath import Aftermath
 from imagend.daemon.disk import Disk
-from imagend.daemon.ending import Ending, accepted_at, load
+from imagend.daemon.ending import Ending, accepted_at, load_whole
 from imagend.daemon.executor import Arrived, Died, Event, Executor, Heard, Mailbox, ReloadRequested, StopRequested
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
@@ -71,7 +71,7 @@ class Daemon:
         self.slots = {name: Slot(name, device, self.health.events) for name, device in executor.slots().items()}
         self.health.count_in(config.metrics, spool, self.turn, self.slots.values(), doors)
         self.settings = Settings(config, reload, self.health)
-        outlook = Outlook(config.spool, partial(load, spool), librarian, lambda: self.settings.config)
+        outlook = Outlook(config.spool, partial(load_whole, spool), librarian, lambda: self.settings.config)
         self.health.states = States(outputs, self.turn, self.slots.values(), outlook)
         self.ending = Ending(spool, outputs, self.health, wall)
         self.disk = Disk((config.spool, config.outputs), self.health, lambda: self.clock())
@@ -203,7 +203,7 @@ class Daemon:
     def start(self, slot: Slot, ref: Ref) -> None:
         """Claim a job and send it to a worker; one that cannot be painted ends here."""
         try:
-            job = load(self.spool, ref)
+            job = load_whole(self.spool, ref)
             spec, model = fill(job, self.settings.config, self.librarian.find)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)

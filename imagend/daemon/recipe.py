@@ -59,6 +59,7 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         "negative_prompt": negative_prompt,
         **_seeds(spec, ref),
         "seed": None,
+        "table": None,
         "image_type": None,
     }
     if spec.chain is not None:

@@ -19,7 +19,7 @@ from imagend import jobfile, prompt, signing
 from imagend.architecture import ModelKind
 from imagend.catalog import told
 from imagend.errors import BadPicture, BrokenWeights, Rejected, Unauthorized
-from imagend.job import Job
+from imagend.job import Generate, Job
 from imagend.model_names import MODEL_NAME
 from imagend.prompt_tree import MAX_BLOCKS, MAX_WEIGHT, MIN_WEIGHT, PromptSyntax
 from imagend.recognise import recognise
@@ -70,6 +70,23 @@ def job(raw: bytes) -> bool:
         model = item.spec.model_dump().get("model")  # not every kind has one
         assert model is None or re.fullmatch(MODEL_NAME, model)
         assert type(item.spec).model_validate_json(item.spec.model_dump_json()) == item.spec
+    return True
+
+
+def table(raw: bytes) -> bool:
+    """The items of a set: their names are those of files, and each fills in the whole template."""
+    spec = Generate(prompt="a {x} on {name}, {{y}}", table=f"sha256:{'0' * 64}", seed=1)
+    try:
+        whole = jobfile.with_items(spec, raw)
+    except Rejected as refusal:
+        _check_message(str(refusal))
+        _check_message(json.dumps(refusal.detail), limit=16_000)
+        return False
+    assert 1 <= len(whole.items) == len(whole.planned) - 1 <= 64
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.png", plan.file) for plan in whole.planned)
+    assert len({plan.file.lower() for plan in whole.planned}) == len(whole.planned)
+    for item in whole.items:
+        assert whole.parts[item.name].prompt == f"a {item.values['x']} on {item.name}, {{y}}"
     return True
 
 
@@ -189,6 +206,13 @@ def _jobs() -> Iterable[bytes]:
     return (path.read_bytes() for path in sorted((REPOSITORY / "tests" / "jobs").glob("*/*.json")))
 
 
+def _tables() -> Iterable[bytes]:
+    yield b"name,x\nred-car,(red)1.2\nb,\n"
+    yield b'\xef\xbb\xbfname,seed,x\r\na,7,"blue, ""or"" so\r\nred"\r\n\r\nb,,{y}\r\n'
+    yield b"x,name,z\na,b,c\n"
+    yield b"name,x\n" + b"".join(b"i%d,%d\n" % (number, number) for number in range(64))
+
+
 def _prompts() -> Iterable[bytes]:
     yield b'(a "b c"+ (d)1.2, e.attend(-) \\(f\\))++ g-'
     yield b'("a", "b (c)1.3", d+).blend(1, 0.5, -0.2, no_normalize)'
@@ -235,6 +259,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], bool], Callable[[], Iterable[bytes]]]
     "unseal": (unseal, lambda: SEALED),
     "signature": (signature, _signatures),
     "job": (job, _jobs),
+    "table": (table, _tables),
     "prompts": (prompts, _prompts),
     "weights": (weights, _weights),
     "header": (header, lambda: (raw[8:].rstrip(b"\0") for raw in _weights())),
