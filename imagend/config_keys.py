@@ -12,6 +12,7 @@ from imagend import presets
 from imagend.fetch_settings import Fetch
 from imagend.fields import ModelName, Side
 from imagend.job import CLIENT_NAME, NAME, Frozen
+from imagend.lanes import HOST
 from imagend.messages import FetchSettings, WorkerSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
@@ -126,6 +127,14 @@ class Config(Frozen):
         description="A worker process per entry, `gpu0: cuda:0` or `cpu0: cpu`. Empty: one per NVIDIA GPU, or one on "
         "the CPU where there is none. A change needs a restart.",
     )
+    cpu_workers: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="Workers beside these that take only what needs no GPU (upscale by Lanczos, preprocess), so that "
+        "neither waits for the other. null: one where all of the others have GPUs, else none; where there is none, the "
+        "others do it. A change needs a restart.",
+    )
     vram_limit_gb: float | None = Field(
         None,
         gt=0,
@@ -228,8 +237,8 @@ class Config(Frozen):
     @field_validator("workers")
     @classmethod
     def _named(cls, value: dict[str, str]) -> dict[str, str]:
-        if taken := [name for name in value if re.fullmatch(r"fetch\d+", name)]:
-            raise ValueError(f"{taken[0]} is the name of a process that fetches: take another, such as gpu0")
+        if taken := [name for name in value if re.fullmatch(r"(fetch|host)\d+", name)]:
+            raise ValueError(f"{taken[0]} is the name of a worker that imagend adds: take another, such as gpu0")
         return value
 
     @field_validator("inboxes", mode="before")
@@ -257,9 +266,11 @@ class Config(Frozen):
         return FetchSettings(extra_model_paths=extra, reserve_mb=self.reserve_mb, fetch=self.fetch)
 
     def slots(self) -> dict[str, str]:
-        """Slot name → torch device."""
+        """Slot name → torch device, or that of the lane CPU (imagend.lanes)."""
         gpus = range(len(list(Path("/dev").glob("nvidia[0-9]*"))))  # torch counts those it sees from 0
-        return self.workers or {f"gpu{n}": f"cuda:{n}" for n in gpus} or {"cpu0": "cpu"}
+        workers = self.workers or {f"gpu{n}": f"cuda:{n}" for n in gpus} or {"cpu0": "cpu"}
+        more = all(on.startswith("cuda") for on in workers.values()) if self.cpu_workers is None else self.cpu_workers
+        return workers | {f"host{n}": HOST for n in range(more)}
 
 
 # Keys that a running daemon cannot change: what it holds open, or where its workers stand.
@@ -271,6 +282,7 @@ FIXED = (
     "models",
     "reference",
     "workers",
+    "cpu_workers",
     "heartbeat_s",
     "metrics",
     *(key for key in WorkerSettings.model_fields if key != "embeddings"),

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import enum
 
+from imagend.job import Job
+from imagend.upscaling import LANCZOS, is_lanczos
+
 NETWORK = "network"
 """The device of the workers that fetch: no device at all."""
+HOST = "host"
+"""That of the workers of the lane CPU: of all devices only the CPU, whatever GPUs there are."""
+_OF_DEVICES = {NETWORK: "fetch", HOST: "cpu"}
 
 
 class Lane(enum.StrEnum):
-    """PAINT: workers with a device. FETCH: processes that alone know the network, each started for one job."""
+    """PAINT: workers with a device. CPU: workers beside them, for what needs no GPU; without any, the others do it.
+    FETCH: processes that alone know the network, each started for one job."""
 
     PAINT = "paint"
+    CPU = "cpu"
     FETCH = "fetch"
 
 
-def lane_of(kind: object) -> Lane:
-    """Of a job, by its kind as its file has it."""
-    return Lane.FETCH if kind == "fetch" else Lane.PAINT
+def lane_by(kind: object, upscaler: object, default_upscaler: str = LANCZOS) -> Lane:
+    """Of a job, by what stands in its file, and in config.yaml where it names no upscaler: Lanczos and preprocessors
+    need no GPU."""
+    if kind == "fetch":
+        return Lane.FETCH
+    if kind == "preprocess":
+        return Lane.CPU
+    by = default_upscaler if upscaler is None else upscaler
+    return Lane.CPU if kind == "upscale" and isinstance(by, str) and is_lanczos(by) else Lane.PAINT
+
+
+def lane_of(job: Job, default_upscaler: str = LANCZOS) -> Lane:
+    return lane_by(job.kind, getattr(job.spec, "upscaler", None), default_upscaler)
 
 
 def lane_at(device: str) -> Lane:
     """Of a worker, by its device."""
-    return Lane.FETCH if device == NETWORK else Lane.PAINT
+    return Lane(_OF_DEVICES.get(device, "paint"))

@@ -21,7 +21,7 @@ class Waiting(Frozen):
 
     client: str
     id: str
-    lane: Literal["paint", "fetch"] = Field(description="Each has workers and an order of its own.")
+    lane: Literal["paint", "cpu", "fetch"] = Field(description="Each has workers and an order of its own.")
     queue_position: int = Field(description="In its lane; 1 is next.")
     queue_length: int = Field(description="Jobs that wait in this lane.")
     estimated_wait_seconds: float | None = Field(description="Until its turn; null while nothing is known.")
@@ -103,8 +103,10 @@ class Worker(Frozen):
     state: Literal["down", "resting", "booting", "idle", "busy"] = Field(
         description="`resting`: of the lane `fetch`; its process is started when a job comes."
     )
-    lane: Literal["paint", "fetch"] = Field(description="Which jobs it takes: those to paint, or those to fetch.")
-    device: str = Field(description="As PyTorch names it; `network` of the lane `fetch`.")
+    lane: Literal["paint", "cpu", "fetch"] = Field(
+        description="Which jobs it takes: to paint, to work on pictures without a GPU, or to fetch."
+    )
+    device: str = Field(description="As PyTorch names it; `host` of the lane `cpu`, `network` of the lane `fetch`.")
     starts: int = Field(description="How often its process was started.")
     deaths: int = Field(description="How often in a row it died.")
     painted: int = Field(description="Jobs since its process was started.")

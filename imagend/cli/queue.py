@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", metavar="NAME", help="this client's jobs only; places stay those among all")
     parser.add_argument("--json", action="store_true", help="one JSON object: running, waiting, passed_over, pending")
     parser.epilog = (
-        "Shown are the next 100 jobs, and the next 100 fetches, which have an order of their own, in the order in "
+        "Shown are the next 100 jobs, and the next 100 of each other lane (on the CPU, to be fetched), in the order in "
         "which they go if none comes and none is cancelled. Estimates are the mean of the last 20 durations per model, "
         "size and steps. exit status: 0, or 69 when no daemon runs"
     )
@@ -53,6 +53,8 @@ def _progress(worker: dict[str, Any]) -> dict[str, Any]:
     return {key: worker[key] for key in PROGRESS if key in worker}
 
 
+_LANES = {Lane.CPU: "  on the CPU", Lane.FETCH: "  to be fetched"}
+"""Each with an order of its own, beside the one of the painters."""
 _Jobs = list[dict[str, Any]]
 
 
@@ -65,7 +67,7 @@ def _lines(running: _Jobs, waiting: _Jobs, passed: _Jobs, pending: int, shown: i
     for job in waiting:
         wait = job["estimated_wait_seconds"]
         about = "not known yet" if wait is None else f"about {span(wait)}"
-        lane = "  to be fetched" if job.get("lane") == Lane.FETCH else ""
+        lane = _LANES.get(job.get("lane", ""), "")
         lines.append(f"{job['queue_position']:>6}  {job['client']}/{job['id']}  {about}{lane}")
     for job in passed:
         why = "held" if job["waits_for"] == "release" else "its client is paused"

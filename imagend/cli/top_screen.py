@@ -237,7 +237,7 @@ def _bar(done: float) -> str:
 def _waiting(job: dict[str, Any]) -> Row:
     wait = job["estimated_wait_seconds"]
     about = "not known yet" if wait is None else span(wait)
-    lane = "fetch " if job.get("lane") == Lane.FETCH else ""
+    lane = "" if job.get("lane", Lane.PAINT) == Lane.PAINT else f"{job['lane']} "
     return (_text(f"{lane}{job['queue_position']}"), _text(f"{job['client']}/{job['id']}"), _text(about))
 
 

@@ -15,7 +15,7 @@ from imagend.daemon.turn import Turn
 from imagend.daemon.unlisted import Unlisted
 from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput, NoSpace
 from imagend.job import Kind, Outcome
-from imagend.lanes import lane_of
+from imagend.lanes import lane_by
 from imagend.messages import Ended, Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool
@@ -102,4 +102,5 @@ class Aftermath:
         on_disk()
         job = running.job
         self.ending.health.events.tell("requeued", job.ref, attempt=running.attempt, code=code)
-        self.turn.add(job.ref, job.header.priority, first=True, lane=lane_of(job.kind))
+        lane = lane_by(job.kind, getattr(running.spec, "upscaler", None))  # every default is filled in there
+        self.turn.add(job.ref, job.header.priority, first=True, lane=lane)

@@ -243,7 +243,7 @@ def _queue(queue: dict[str, Any]) -> str:
         for entry in queue["head"]:
             wait = entry["estimated_wait_seconds"]
             about = "not known yet" if wait is None else f"{wait:.0f} s" if wait < 600 else f"{wait / 60:.0f} min"
-            lane = "fetch " if entry.get("lane") == Lane.FETCH else ""
+            lane = "" if entry.get("lane", Lane.PAINT) == Lane.PAINT else f"{entry['lane']} "
             yield f"{lane}{entry['queue_position']}", _job(Ref(entry["client"], entry["id"])), about
         for entry in queue["passed_over"]:
             why = "held" if entry["waits_for"] == "release" else "its client is paused"

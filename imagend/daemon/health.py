@@ -152,7 +152,7 @@ class Health:
             return "degraded"
         if lanes[Lane.PAINT] & {"down", "booting"}:
             return "starting"
-        return "busy" if "busy" in lanes[Lane.PAINT] | lanes[Lane.FETCH] else "ready"
+        return "busy" if any("busy" in states for states in lanes.values()) else "ready"
 
     def due(self, now: float, changed: bool) -> bool:
         """Write at every change, but at most every MIN_INTERVAL_S, and at least every heartbeat."""

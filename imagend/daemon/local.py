@@ -22,7 +22,7 @@ import structlog
 
 from imagend import messages
 from imagend.daemon.executor import Died, Heard, Mailbox
-from imagend.lanes import NETWORK, Lane, lane_at
+from imagend.lanes import HOST, NETWORK, Lane, lane_at
 
 log = structlog.get_logger()
 
@@ -109,7 +109,7 @@ class LocalExecutor:
         command, settings, device = self._command, self._settings, self._devices[worker]
         if self._fetching and lane_at(device) is Lane.FETCH:
             command, settings = tuple(self._fetching.command), self._fetching.settings().model_dump_json()
-        arguments = ["--fd", str(theirs.fileno()), "--device", device]
+        arguments = ["--fd", str(theirs.fileno()), "--device", "cpu" if device == HOST else device]
         arguments += ["--models", str(self._models), "--settings", settings]
         with theirs:
             process = subprocess.Popen(

@@ -65,7 +65,7 @@ class Daemon:
         self.spool, self.outputs, self.librarian = spool, outputs, librarian
         self.executor, self.doors, self.mailbox = executor, doors, mailbox
         self.clock, self.wall = clock, wall
-        self.turn = Turn()
+        self.turn = Turn(executor.slots().values())
         self.remembered = Remembered(config.spool)
         self.health = Health(config.spool, config.name, config.heartbeat_s, wall())
         self.slots = {name: Slot(name, device, self.health.events) for name, device in executor.slots().items()}
@@ -262,7 +262,7 @@ class Daemon:
 
     def recover(self) -> None:
         self.share()
-        for queued in recover(self.spool, self.outputs, self.ending, self.settings.config.max_attempts):
+        for queued in recover(self.spool, self.outputs, self.ending, self.settings.config):
             self.turn.add(queued.ref, queued.priority, lane=queued.lane)
 
     def stop(self) -> None:

@@ -24,6 +24,7 @@ from imagend.lanes import lane_of
 from imagend.orders import Orders, name_of
 from imagend.outputs import Outputs
 from imagend.spool import Spool, State
+from imagend.upscaling import LANCZOS
 
 log = structlog.get_logger()
 
@@ -49,10 +50,12 @@ class Operator:
         self.spool, self.outputs, self.turn, self.disk, self.ending = spool, outputs, turn, disk, ending
         self._slots, self._executor, self._wall_ns = tuple(slots), executor, wall_ns
         self._seen: int | None = None
+        self._default_upscaler = LANCZOS
         self._owed: set[str] = set()
 
     def tend(self, config: Config, now: float) -> None:
         """Carry out what is new."""
+        self._default_upscaler = config.default_upscaler
         version = self.orders.version()
         if version == self._seen and self._wall_ns() - version > SETTLED_NS:
             return
@@ -107,7 +110,7 @@ class Operator:
             self.spool.reopen(ref, manifest)
             self.outputs.withdraw(ref)
         self.spool.requeue_ended(ref)
-        self.turn.add(ref, job.header.priority, lane=lane_of(job.kind))
+        self.turn.add(ref, job.header.priority, lane=lane_of(job, self._default_upscaler))
         self.ending.health.events.tell("requeued", ref, attempt=0, code=None)
         log.info("queued again by the operator", job=str(ref))
 

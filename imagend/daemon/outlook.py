@@ -7,7 +7,7 @@ those not yet read count as what any job took of late.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from imagend.daemon.recipe import fill
 from imagend.daemon.slots import Running, Slot
 from imagend.errors import JobFailed, Rejected
 from imagend.job import Job, Ref
+from imagend.lanes import Lane
 
 HEAD = 100
 """Of so many jobs the wait is told one by one."""
@@ -30,11 +31,14 @@ class Outlook:
         self, spool: Path, load: Callable[[Ref], Job], librarian: Librarian, config: Callable[[], Config]
     ) -> None:
         self.durations, self._load, self._librarian, self._config = Durations(spool), load, librarian, config
-        self._works: dict[Ref, Work | None] = {}
+        self._works: dict[Lane, dict[Ref, Work | None]] = {lane: {} for lane in Lane}
 
-    def waits(self, head: Sequence[Ref], slots: Iterable[Slot], wall: datetime) -> list[float | None]:
-        """For each job at the head, in order: seconds until a worker takes it. None while no duration is known."""
-        self._read(head)
+    def waits(
+        self, head: Sequence[Ref], slots: Iterable[Slot], wall: datetime, lane: Lane = Lane.PAINT
+    ) -> list[float | None]:
+        """For each job at the head of a lane, in order: seconds until one of its workers takes it. None while no
+        duration is known."""
+        works = self._works[lane] = self._read(head, self._works[lane])
         free: list[float] = []
         for slot in slots:
             left = self._left(slot.running, wall)
@@ -44,7 +48,7 @@ class Outlook:
         heapq.heapify(free)
         waits: list[float | None] = []
         for ref in head:
-            seconds = self.durations.expect(self._works.get(ref))
+            seconds = self.durations.expect(works.get(ref))
             if seconds is None or not free:
                 return [None] * len(head)
             waits.append(round(free[0], 1))
@@ -58,11 +62,12 @@ class Outlook:
         seconds = self.durations.expect(Work.of(running.spec.model_dump()))
         return None if seconds is None else max(0.0, seconds - (wall - running.started_at).total_seconds())
 
-    def _read(self, head: Sequence[Ref]) -> None:
+    def _read(self, head: Sequence[Ref], known: Mapping[Ref, Work | None]) -> dict[Ref, Work | None]:
         """Learn what some more jobs are; forget those that have left the head."""
-        self._works = {ref: self._works[ref] for ref in head if ref in self._works}
-        for ref in [ref for ref in head if ref not in self._works][:READ_AT_ONCE]:
-            self._works[ref] = self._work(ref)
+        works = {ref: known[ref] for ref in head if ref in known}
+        for ref in [ref for ref in head if ref not in works][:READ_AT_ONCE]:
+            works[ref] = self._work(ref)
+        return works
 
     def _work(self, ref: Ref) -> Work | None:
         """None for a job that will fail when its turn comes."""

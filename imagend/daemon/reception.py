@@ -89,7 +89,7 @@ class Reception:
             if ended or self.spool.where(job.ref) is State.DONE:
                 self.spool.attachments.release(job.ref)
         else:
-            self.turn.add(job.ref, job.header.priority, lane=lane_of(job.kind))
+            self.turn.add(job.ref, job.header.priority, lane=lane_of(job, self.config().default_upscaler))
             accepted.append(job)
         return None
 

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import structlog
 
 from imagend import signing
+from imagend.config import Config
 from imagend.daemon.ending import Ending
 from imagend.daemon.retry import worth_another_attempt
 from imagend.errors import DaemonDied, Rejected
 from imagend.job import Outcome, Ref
-from imagend.lanes import Lane, lane_of
+from imagend.lanes import Lane, lane_by
 from imagend.messages import Failure
 from imagend.outputs import Outputs
 from imagend.spool import Spool, State
@@ -38,7 +39,7 @@ class Queued:
     lane: Lane
 
 
-def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -> list[Queued]:
+def recover(spool: Spool, outputs: Outputs, ending: Ending, config: Config) -> list[Queued]:
     """Put things right and return the pending jobs in the order in which they were accepted."""
     outputs.settle()
     spool.sweep()
@@ -50,12 +51,12 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     ending.tidy()
     died = [ticket for ticket in active if ticket not in ended]
     for ticket in died:
-        _settle(ticket.ref, spool, ending, max_attempts)
+        _settle(ticket.ref, spool, ending, config.max_attempts)
     requeued = [ticket for ticket in died if spool.where(ticket.ref) is State.PENDING]
     queued = []
     pending = [ticket.ref for ticket in sorted(waiting + requeued) if ticket not in ended]
     for ref, raw in zip(pending, spool.read_pending(pending), strict=True):
-        if (place := _place(ref, raw)) is None:
+        if (place := _place(ref, raw, config.default_upscaler)) is None:
             log.error("a job's file is damaged; it was set aside: submit it again", job=str(ref))
             spool.set_aside(ref)
         else:
@@ -66,7 +67,7 @@ def recover(spool: Spool, outputs: Outputs, ending: Ending, max_attempts: int) -
     return queued
 
 
-def _place(ref: Ref, raw: bytes) -> tuple[int, Lane] | None:
+def _place(ref: Ref, raw: bytes, default_upscaler: str) -> tuple[int, Lane] | None:
     """A queued job's priority and lane, without checking all of it, for 100,000 may wait; None if its bytes are others.
 
     They can be cut: a power failed before accept's fsync. Then its sender was told nothing and its inbox still has it.
@@ -76,11 +77,11 @@ def _place(ref: Ref, raw: bytes) -> tuple[int, Lane] | None:
         if signing.job_id(ref.client, body) != ref.id:
             return None
         fields = json.loads(body)
-        priority, kind = fields.get("priority", 5), fields.get("kind")
+        priority, what = fields.get("priority", 5), (fields.get("kind"), fields.get("upscaler"))
     except (Rejected, ValueError):
         return None
     # What an older imagend took in is judged when its turn comes.
-    return priority if isinstance(priority, int) else 5, lane_of(kind)
+    return priority if isinstance(priority, int) else 5, lane_by(*what, default_upscaler)
 
 
 def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:

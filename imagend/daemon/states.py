@@ -13,8 +13,8 @@ from typing import Any
 from imagend.daemon.outlook import HEAD, Outlook
 from imagend.daemon.slots import Slot
 from imagend.daemon.turn import Turn
-from imagend.job import Ref
-from imagend.lanes import Lane, lane_of
+from imagend.job import Kind, Ref
+from imagend.lanes import Lane
 from imagend.manifest import Manifest
 from imagend.outputs import Outputs
 
@@ -34,7 +34,7 @@ class States:
         self._told: dict[Ref, tuple[Any, float]] = {}  # what was told of a job, and when
         self._gone: set[Ref] = set()
         self.trouble: str | None = None
-        self._painters = [slot for slot in self._slots if slot.lane is Lane.PAINT]
+        self._slots_of = {lane: [slot for slot in self._slots if slot.lane is lane] for lane in Lane}
         self._walk: Iterator[_Place] = iter(())
         self._began = datetime.now(UTC)
         self._walked = self._again = -FRESH_S
@@ -50,7 +50,7 @@ class States:
 
     def ended(self, manifest: Manifest) -> None:
         """It is published: a reader needs no hint any more."""
-        if lane_of(manifest.kind) is Lane.PAINT:
+        if manifest.kind != Kind.FETCH:
             self.outlook.durations.learn(manifest)
         ref = Ref(manifest.client, manifest.id)
         if self._told.pop(ref, None):
@@ -104,7 +104,7 @@ class States:
         a fetch takes, nobody knows."""
         if self._turn.halted or lane is Lane.FETCH:
             return [None] * len(head)
-        return self.outlook.waits(head, self._painters, at)
+        return self.outlook.waits(head, self._slots_of[lane], at, lane)
 
     def _tell_the_rest(self, last: Mapping[Lane, float | None], now: float, at: datetime) -> None:
         """Go on with a walk through the queue as it stood when the walk began; then begin anew."""
@@ -117,7 +117,7 @@ class States:
                 continue
             lane, place, ref = one
             if place > HEAD and ref in self._turn:
-                known, each = last[lane], None if mean is None else mean / max(1, len(self._painters))
+                known, each = last[lane], None if mean is None else mean / max(1, len(self._slots_of[lane]))
                 wait = None if known is None or each is None else round(known + (place - HEAD) * each, 1)
                 self._queued(ref, lane, place, wait, now, self._began)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from imagend.job import Ref
-from imagend.lanes import Lane
+from imagend.lanes import Lane, lane_at
 
 FREE_TURN = 4
 """Every so many turns one is free of priority."""
@@ -97,9 +97,11 @@ def _walk(ahead: _Round, lines: Mapping[_Line, Iterable[Ref]]) -> Iterator[Ref]:
 
 
 class Turn:
-    """`halted`: nobody is served until it is unset."""
+    """`devices`: of the workers there are. Without one for the lane CPU its jobs go by PAINT. `halted`: nobody is
+    served until it is unset."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Iterable[str] = ()) -> None:
+        self._served = set(map(lane_at, devices))
         self._rounds = {lane: _Round() for lane in Lane}
         self._lines: dict[Lane, dict[_Line, OrderedDict[Ref, None]]] = {lane: {} for lane in Lane}
         self._place_of: dict[Ref, _Place] = {}
@@ -134,6 +136,7 @@ class Turn:
         """Queue a job; `first` for one that comes back: it goes before its client's others of that priority."""
         if ref in self:
             return
+        lane = Lane.PAINT if lane is Lane.CPU and lane not in self._served else lane
         line = priority, ref.client
         self._lengths[lane] += 1
         if ref in self._hold:
