@@ -151,6 +151,31 @@ def test_a_killed_daemon_and_worker_lose_nothing_and_the_pixels_are_the_same(hom
     assert [line["id"] for line in home.feed()] == [undisturbed.id, ref.id]
 
 
+def test_a_set_that_is_killed_in_the_middle_goes_on_with_what_is_missing(home: Home) -> None:
+    items = [{"name": f"{colour}-circle", "values": {"colour": colour}} for colour in ("red", "green", "blue")]
+    job = JOB | {"prompt": "a large {colour} circle", "num_inference_steps": 150, "items": items}
+    with serving(home) as daemon:
+        ref = home.drop(**job)
+        wait_for(lambda: worker(home).get("job") == ref.id and worker(home).get("picture") == 1, home)
+        os.killpg(daemon.pid, signal.SIGKILL)
+        daemon.wait()
+    draft = home.config.outputs / ".drafts" / ref.client / ref.id
+    first = (draft / "red-circle.png").stat()
+    assert not (draft / "green-circle.png").exists()
+    with serving(home):
+        wait_for(lambda: home.where(ref) == "done", home)
+        alone = home.drop(**job | {"prompt": "a large green circle", "items": ...})
+        wait_for(lambda: home.where(alone) == "done", home)
+    manifest = home.manifest(ref)
+    assert (manifest["outcome"], manifest["attempts"]) == ("succeeded", 2)
+    folder = home.config.outputs / ref.client / ref.id
+    assert (folder / "red-circle.png").stat().st_mtime_ns == first.st_mtime_ns
+    names = [artifact["file"] for artifact in manifest["artifacts"]]
+    assert names == ["red-circle.png", "green-circle.png", "blue-circle.png", "contact.png"]
+    (plain,) = home.manifest(alone)["artifacts"]
+    assert manifest["artifacts"][1]["pixels_sha256"] == plain["pixels_sha256"]
+
+
 def test_cancel_between_steps(home: Home) -> None:
     with serving(home):
         ref = home.drop(**JOB | {"num_inference_steps": 100, "count": 32})

@@ -112,8 +112,8 @@ def _paint(
                 with context.timed("painting"):
                     image = _call(pipe, spec, index, plan, embeddings | guidance, beginning, context, climb)
                 seconds = round(time.perf_counter() - start, 6)
-                saving = saver.submit(drafts.save, image, index, plan, seconds, part, context.engine, climb.exact)
-                painted.append(saving)
+                engine = context.engine | {"embeddings": context.pipelines.inversions.describe(plan.item)}
+                painted.append(saver.submit(drafts.save, image, index, plan, seconds, part, engine, climb.exact))
         with context.timed("saving"):
             artifacts = [one.result() if isinstance(one, Future) else one for one in painted]
     if not spec.items:

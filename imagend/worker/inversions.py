@@ -34,6 +34,7 @@ class Inversions:
         self._listed: tuple[str, ...] = ()
         self._names = Names(())
         self._used: dict[Mention, Inversion] = {}
+        self._of: dict[str | None, set[Mention]] = {}
 
     def apply(self, pipe: Any, spec: Generate, failed: dict[str, ImagendError]) -> None:
         """From now on split() and describe() are about this job. What goes wrong with an item of a set stands in
@@ -45,13 +46,17 @@ class Inversions:
         if listed != self._listed:
             self._listed, self._names = listed, Names(listed)
         used: dict[Mention, Inversion | None] = {}
+        self._of = {}
         for item, part in spec.parts.items():
             try:
-                used |= self._mentioned(part, pipe, used)
+                mentioned = self._mentioned(part, pipe, used)
             except JobFailed as error:
                 if item is None:
                     raise
                 failed[item] = error
+            else:
+                used |= mentioned
+                self._of[item] = set(mentioned)
         self._used = {mention: inversion for mention, inversion in used.items() if inversion}
 
     def _mentioned(
@@ -77,9 +82,10 @@ class Inversions:
                 found.append(here)
         return found
 
-    def describe(self) -> list[dict[str, str]]:
-        """For the manifest."""
-        used = {inversion.name: inversion.sha256 for inversion in self._used.values()}
+    def describe(self, item: str | None = None) -> list[dict[str, str]]:
+        """For the manifest; or for the pictures of an item of a set."""
+        mentioned = self._used.keys() if item is None else self._used.keys() & self._of[item]
+        used = {self._used[mention].name: self._used[mention].sha256 for mention in mentioned}
         return [{"name": name, "sha256": sha256} for name, sha256 in sorted(used.items())]
 
     def _inversion(self, mention: Mention, pipe: Any) -> Inversion | None:

@@ -181,3 +181,13 @@ def test_a_draft_painted_with_another_file_is_painted_again(inverting: Painter, 
     save(made("changing", 2, 2), folder)
     assert inverting.run(tmp_path, **job).artifacts[0].pixels_sha256 != before
     (folder / "changing.safetensors").unlink()
+
+
+def test_a_picture_of_a_set_names_the_embeddings_that_it_has(inverting: Painter, tmp_path: Path) -> None:
+    items = [{"name": "with", "values": {"x": ONE.name}}, {"name": "without", "values": {"x": "blue"}}]
+    ended = inverting.run(tmp_path / "set", **JOB, prompt="a {x} circle", items=items)
+    assert [one["name"] for one in ended.engine["embeddings"]] == [ONE.name]
+    alone = inverting.run(tmp_path / "alone", **JOB, prompt=f"a {ONE.name} circle")
+    assert ended.artifacts[0].pixels_sha256 == alone.artifacts[0].pixels_sha256
+    texts = {name: Image.open(tmp_path / "set" / f"{name}.png").text for name in ("with", "without")}  # type: ignore[attr-defined]
+    assert ("TI hashes" in texts["with"]["parameters"], "TI hashes" in texts["without"]["parameters"]) == (True, False)

@@ -62,6 +62,12 @@ def test_pixels_count_and_nothing_else_of_a_picture() -> None:
     assert [picture.equal for picture in found.pictures] == [True, False]
 
 
+def test_of_a_set_a_picture_may_be_missing_and_another_be_more() -> None:
+    fewer = compare(MANIFEST, MANIFEST | {"artifacts": MANIFEST["artifacts"][:1]})
+    assert [(picture.file, picture.equal) for picture in fewer.pictures] == [("0000.png", True), ("0001.png", False)]
+    assert compare(MANIFEST | {"artifacts": MANIFEST["artifacts"][:1]}, MANIFEST).equal
+
+
 @pytest.mark.parametrize(
     ("path", "to", "expected"),
     [
