@@ -86,7 +86,7 @@ def test_submit_wait_shows_the_job_and_its_pictures_show_what_was_asked_for(home
         wait_for(lambda: sum(status(home)["totals"].values()), home)  # the manifest is there before the status is
         told = imagend("status", cwd=home.root)
         assert told.returncode == 0
-        assert "1 succeeded, 0 failed, 0 cancelled" in told.stdout
+        assert "1 succeeded, 0 partial, 0 failed, 0 cancelled" in told.stdout
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(PATIENCE_S) == 0
     assert status(home)["state"] == "stopped"
