@@ -11,9 +11,10 @@ import pytest
 from engine_conftest import REF, Painter
 from PIL import Image
 
+from imagend.errors import UnsupportedSetting
 from imagend.job import Outcome
 from imagend.messages import Progress
-from imagend.worker import contact_sheet, images
+from imagend.worker import contact_sheet, generate, images
 
 TEMPLATE = "a large {colour} {shape} on a {ground} background"
 QUICK = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64}
@@ -155,3 +156,21 @@ def test_a_contact_sheet_is_drawn_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "size"), [(1, (272, 294)), (2, (536, 294)), (5, (800, 580)), (64, (2120, 2296))])
 def test_a_contact_sheet_is_bounded(tmp_path: Path, count: int, size: tuple[int, int]) -> None:
     assert contact_sheet.draw(colours(count, tmp_path)).size == size
+
+
+def test_of_an_item_that_fails_at_its_second_picture_none_is_shown(
+    painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = generate.decode, []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise UnsupportedSetting("no")
+        return decode(*arguments)
+
+    monkeypatch.setattr(generate, "decode", failing)
+    ended = painter.run(tmp_path, **SET, count=2)
+    assert (ended.outcome, list(ended.failed)) == (Outcome.PARTIAL, ["green-star"])
+    assert [one.item for one in ended.artifacts] == ["red-circle"] * 2 + ["blue_square"] * 2 + [None]
+    assert len(calls) == 6
