@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from imagend.messages import Run
 from imagend.upscaling import Upscale
-from imagend.worker.network import _part_of_spandrel
+from imagend.worker.network import part_of_spandrel
 
 NAME = "leona/front"
 
@@ -27,13 +27,13 @@ def upscale(painter: Painter, path: Path, folder: Path, name: str = NAME, **fiel
 
 def compact(path: Path, scale: int = 4, seed: int = 0, **build: Any) -> Path:
     """A Real-ESRGAN "compact" (SRVGGNetCompact)."""
-    kind = _part_of_spandrel("architectures.Compact.__arch.SRVGG").SRVGGNetCompact
+    kind = part_of_spandrel("architectures.Compact.__arch.SRVGG").SRVGGNetCompact
     return _saved(kind, path, seed, {"num_feat": 16, "num_conv": 4, "upscale": scale} | build)
 
 
 def esrgan(path: Path, scale: int = 4, seed: int = 0, **build: Any) -> Path:
     """An ESRGAN (RRDBNet), its tensors named as in the old files."""
-    kind = _part_of_spandrel("architectures.ESRGAN.__arch.RRDB").RRDBNet
+    kind = part_of_spandrel("architectures.ESRGAN.__arch.RRDB").RRDBNet
     return _saved(kind, path, seed, {"num_filters": 8, "num_blocks": 1, "scale": scale} | build)
 
 

@@ -170,7 +170,7 @@ def _architecture(model: Model, names: Any) -> Any:
             "Or leave `upscaler` out"
         )
     state = _canonical(dict.fromkeys(names))
-    kinds = [getattr(_part_of_spandrel(f"architectures.{name}"), kind) for name, kind in _ARCHITECTURES.items()]
+    kinds = [getattr(part_of_spandrel(f"architectures.{name}"), kind) for name, kind in _ARCHITECTURES.items()]
     numbers = [int(digits) for name in state for digits in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name)]
     found = next((kind() for kind in kinds if kind().detect(state)), None)
     if found is None:
@@ -181,11 +181,11 @@ def _architecture(model: Model, names: Any) -> Any:
 
 
 def _canonical(state: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = _part_of_spandrel("__helpers.canonicalize").canonicalize_state_dict(state)
+    found: dict[str, Any] = part_of_spandrel("__helpers.canonicalize").canonicalize_state_dict(state)
     return found
 
 
-def _part_of_spandrel(name: str) -> Any:
+def part_of_spandrel(name: str) -> Any:
     """Without what its __init__ imports: forty architectures, two of which need torchvision, which cannot be had beside
     every PyTorch."""
     if "spandrel" not in sys.modules:
