@@ -84,7 +84,7 @@ def test_a_picture_is_upscaled_without_a_model_or_a_seed(home: Home, front: Path
     run_until_idle(daemon)
     manifest = home.manifest(ref)
     assert (manifest["outcome"], manifest["kind"]) == ("succeeded", "upscale")
-    assert manifest["spec"] == {"image": "leona/front", "scale": 2, "metadata": "full"}
+    assert manifest["spec"] == {"image": "leona/front", "upscaler": "Lanczos", "scale": 2, "metadata": "full"}
     assert "seed" not in manifest["artifacts"][0]
     assert runs(daemon) == [{"leona/front": str(front)}]
 
