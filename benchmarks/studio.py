@@ -21,7 +21,8 @@ from imagend.config import Config
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.daemon.local import LocalExecutor
 from imagend.daemon.recipe import complete
-from imagend.job import Generate, Outcome, Ref
+from imagend.generate_spec import Generate
+from imagend.job import Outcome, Ref
 from imagend.messages import Ended, Known, Message, Ready, Run, Stop, WorkerSettings
 from imagend.models import Models
 

@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imagend.config_keys import FIXED, Client, Config, ImageType, ModelSettings
+from imagend.config_keys import FIXED, Client, Config
 from imagend.errors import BadConfig
 from imagend.fetch_settings import Fetch
+from imagend.model_settings import ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 
-__all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "ImageType", "ModelSettings", "find", "load", "template"]
+__all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "find", "load", "template"]
 
 ENVIRONMENT = "IMAGEND_CONFIG"
 SYSTEM_CONFIG = Path("/etc/imagend/config.yaml")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from imagend import presets
 from imagend.fetch_settings import Fetch
-from imagend.fields import ModelName, Side
-from imagend.job import CLIENT_NAME, NAME, Frozen
+from imagend.fields import CLIENT_NAME, NAME, Frozen, ModelName
 from imagend.lanes import HOST
 from imagend.messages import FetchSettings, WorkerSettings
+from imagend.model_settings import IMAGE_TYPES, ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 
@@ -33,36 +32,11 @@ Name = Annotated[str, Field(pattern=NAME)]
 ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
 
 
-class ImageType(Frozen):
-    """A preset a job may name in `image_type`. What the job says itself wins over it."""
-
-    width: Side = 1024
-    height: Side = 1024
-    prompt_prefix: str = ""
-    prompt_suffix: str = ""
-    negative_prompt: str | None = None
-
-
-class ModelSettings(Frozen):
-    """What a model's files do not say. What a job says itself wins over it."""
-
-    vae: ModelName | None = None
-    prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    rescale_betas_zero_snr: bool | None = None
-    preset: presets.Name | None = None
-
-
 class Client(Frozen):
     """Who `imagend submit` signs as on this host."""
 
     name: str = Field("me", pattern=CLIENT_NAME)
     key: Folder = Path("keys/id_ed25519")
-
-
-_IMAGE_TYPES = {
-    "character": ImageType(width=832, height=1216, prompt_suffix=", full body, simple background"),
-    "background": ImageType(width=1216, height=832, prompt_suffix=", scenery, no humans"),
-}
 
 
 class Config(Frozen):
@@ -118,7 +92,7 @@ class Config(Frozen):
         "where the name tells it wrongly. As in `pony v6: {vae: sdxl-vae-fp16-fix}`. What a job says itself wins.",
     )
     image_types: dict[Name, ImageType] = Field(
-        _IMAGE_TYPES,
+        IMAGE_TYPES,
         description="Presets for a job's `image_type`. Sizes are for SDXL's native 1024x1024 and scale with the "
         "model's native size. What the job says itself wins; prefix and suffix are put around its prompt.",
     )

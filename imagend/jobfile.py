@@ -15,6 +15,7 @@ from imagend import set_table
 from imagend.errors import Expired, InvalidJob, TooLarge
 from imagend.fetch_spec import VARIANT
 from imagend.fields import PICTURE
+from imagend.generate_spec import Generate
 from imagend.job import (
     CLIENT_NAME,
     JOB_ID,
@@ -25,7 +26,6 @@ from imagend.job import (
     Cancel,
     CancelRequest,
     Frozen,
-    Generate,
     Header,
     Job,
     Ref,

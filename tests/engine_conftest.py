@@ -16,7 +16,8 @@ from conftest import REPOSITORY  # noqa: E402
 
 from imagend.config import Config  # noqa: E402
 from imagend.daemon.recipe import complete  # noqa: E402
-from imagend.job import Generate, Ref  # noqa: E402
+from imagend.generate_spec import Generate  # noqa: E402
+from imagend.job import Ref  # noqa: E402
 from imagend.messages import Known, Message, Run  # noqa: E402
 from imagend.model_names import wanted  # noqa: E402
 from imagend.models import Models  # noqa: E402

@@ -10,7 +10,8 @@ from pathlib import Path
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.errors import UnsupportedSetting
 from imagend.fields import Planned
-from imagend.job import Generate, Outcome
+from imagend.generate_spec import Generate
+from imagend.job import Outcome
 from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Progress, Ready, Run, Stop
 

@@ -20,7 +20,8 @@ from imagend.config import Config
 from imagend.control import Control
 from imagend.daemon import events
 from imagend.errors import ImagendError
-from imagend.job import SPECS, Generate, Header
+from imagend.generate_spec import Generate
+from imagend.job import SPECS, Header
 from imagend.lora_field import Lora
 from imagend.reference_field import Reference
 from imagend.set_field import Item

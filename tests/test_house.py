@@ -66,6 +66,8 @@ WORDS = {
     "record",
     "fetch_settings",
     "fetch_spec",
+    "generate_spec",
+    "model_settings",
     "lanes",
     "sources",
     "retention_settings",

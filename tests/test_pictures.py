@@ -12,9 +12,9 @@ from conftest import Home, run_until_idle
 from fakes import FakeExecutor
 
 from imagend import references
-from imagend.config import ModelSettings
 from imagend.daemon.loop import Daemon
 from imagend.job import Ref
+from imagend.model_settings import ModelSettings
 
 
 def runs(daemon: Daemon) -> list[dict[str, str]]:

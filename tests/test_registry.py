@@ -18,13 +18,15 @@ from weightfiles import LORA, VAE, put
 
 from imagend import records
 from imagend.architecture import ModelKind
-from imagend.config import Config, ModelSettings
+from imagend.config import Config
 from imagend.daemon import limits
 from imagend.daemon.recipe import complete
 from imagend.errors import Forbidden, ModelReplaced, OtherWeights, RetiredModel, UnknownModel, UnusableModel
-from imagend.job import Generate, Job, Ref
+from imagend.generate_spec import Generate
+from imagend.job import Job, Ref
 from imagend.jobfile import parse
 from imagend.model_names import wanted
+from imagend.model_settings import ModelSettings
 from imagend.models import Models
 from imagend.record import Record
 from imagend.rights import Limits

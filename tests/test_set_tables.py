@@ -12,7 +12,8 @@ from test_door import GRACE_S, make_door, rejected, take
 
 from imagend import set_table
 from imagend.client import Client
-from imagend.job import Generate, Job
+from imagend.generate_spec import Generate
+from imagend.job import Job
 from imagend.rights import Limits
 
 CSV = b'name,seed,x\r\ngood,7,red\r\nbetter,,"blue, or so"\r\n'

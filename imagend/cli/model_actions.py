@@ -15,7 +15,8 @@ from imagend.cli.init import login_name
 from imagend.config import Config
 from imagend.control import chosen
 from imagend.errors import AmbiguousModel, BrokenModel, ImagendError, JobFailed, UnknownModel, UsageError
-from imagend.job import Generate, Job
+from imagend.generate_spec import Generate
+from imagend.job import Job
 from imagend.lora_field import with_tags
 from imagend.model_folders import Found
 from imagend.model_names import NAMED_KINDS, match, named, wanted

@@ -14,7 +14,8 @@ from imagend.daemon import sent_along
 from imagend.daemon.health import Health
 from imagend.daemon.slots import Running
 from imagend.errors import DiskLost, MissingOutput, Rejected
-from imagend.job import Generate, Job, Kind, Outcome, Ref, Spec
+from imagend.generate_spec import Generate
+from imagend.job import Job, Kind, Outcome, Ref, Spec
 from imagend.manifest import Artifact, ItemEnd, Manifest
 from imagend.messages import Ended, Envelope, Failure
 from imagend.outputs import Outputs

@@ -13,7 +13,8 @@ from imagend.config import Config
 from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, InvalidJob, QueueFull, RateLimited
 from imagend.fetch_spec import Fetch
-from imagend.job import CancelRequest, Generate, Job
+from imagend.generate_spec import Generate
+from imagend.job import CancelRequest, Job
 from imagend.model_names import wanted
 from imagend.rights import Limits, Rights
 

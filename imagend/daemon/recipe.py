@@ -8,11 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from imagend import presets, schedulers
-from imagend.config import Config, ImageType, ModelSettings
+from imagend.config import Config
 from imagend.errors import UnsupportedSetting
-from imagend.job import STRENGTH, Generate, Job, Ref, Spec
+from imagend.generate_spec import STRENGTH, Generate
+from imagend.job import Job, Ref, Spec
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
+from imagend.model_settings import ImageType, ModelSettings
 from imagend.models import Model
 from imagend.set_field import escaped
 from imagend.upscaling import Upscale

@@ -16,8 +16,9 @@ from imagend.config import Config
 from imagend.daemon import limits
 from imagend.errors import InvalidJob, JobFailed, Rejected
 from imagend.fields import MAX_PICTURE_BYTES, digest_of
+from imagend.generate_spec import Generate
 from imagend.inbox import GONE, Inbox
-from imagend.job import CancelRequest, Generate, Job
+from imagend.job import CancelRequest, Job
 
 LIFETIME_S = 24 * 3600.0
 """Files in files/ live so long in the inbox: jobs that name them may come at any time, and more than one."""

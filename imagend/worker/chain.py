@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from imagend.upscaling import STAGE
 from imagend.worker import upscale

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imagend.errors import OutOfMemory
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.memory_plan import (
     MAX_RETRIES,
     STREAMED,

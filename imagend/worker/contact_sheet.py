@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from imagend.errors import NoSpace
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from imagend.set_field import CONTACT_SHEET
 from imagend.worker import images

@@ -14,7 +14,7 @@ import torch
 
 from imagend.architecture import ModelKind
 from imagend.control import Control, choose
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.memory_plan import Stage
 from imagend.models import Model, Models
 from imagend.worker.bases import load_controlnet

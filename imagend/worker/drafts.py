@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from imagend.errors import NoSpace
 from imagend.fields import Planned
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from imagend.worker import images
 

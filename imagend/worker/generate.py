@@ -19,7 +19,7 @@ from PIL import Image
 
 from imagend.errors import DeviceFailed, JobFailed, OutOfMemory
 from imagend.fields import Planned
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
 from imagend.worker import chain, contact_sheet, controlnets, img2img

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from imagend import __version__, lora, schedulers
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 
 AI_MADE = "trainedAlgorithmicMedia"

@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from imagend.architecture import ModelKind
 from imagend.errors import AmbiguousModel, BrokenWeights, ImagendError, JobFailed, UnfitEmbedding, UnusableModel
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.mentions import Mention, Names
 from imagend.models import Models
 from imagend.prompt import parse

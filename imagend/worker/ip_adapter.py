@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from imagend.architecture import ModelKind
 from imagend.errors import JobFailed, UnusableModel
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.memory_plan import Stage
 from imagend.models import Model, Models
 from imagend.reference_field import Reference, acting, choose, layers

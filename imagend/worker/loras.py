@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from imagend.architecture import ModelKind
 from imagend.errors import ImagendError, UnfitLora, UnsupportedSetting
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.lora import TEXT_ENCODERS, check_fit, weight_at
 from imagend.lora_field import Lora
 from imagend.memory_plan import Stage

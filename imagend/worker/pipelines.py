@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 from imagend import __version__, schedulers
 from imagend.architecture import ModelKind
 from imagend.errors import UnsupportedSetting
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.memory_plan import Stage
 from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest

@@ -115,9 +115,10 @@ def test_a_picture_to_begin_with_is_shared(painter: Painter, tmp_path: Path) -> 
 
 
 def test_affixes_of_an_image_type_are_no_template(painter: Painter) -> None:
-    from imagend.config import Config, ImageType
+    from imagend.config import Config
     from imagend.daemon.recipe import complete
-    from imagend.job import Generate
+    from imagend.generate_spec import Generate
+    from imagend.model_settings import ImageType
 
     preset = ImageType(width=64, height=64, prompt_prefix="{x} ", prompt_suffix=" {", negative_prompt="}")
     asked = Generate.model_validate_json(json.dumps(SET | {"image_type": "odd"}))

@@ -19,7 +19,8 @@ from imagend import jobfile, prompt, signing
 from imagend.architecture import ModelKind
 from imagend.catalog import told
 from imagend.errors import BadPicture, BrokenWeights, Rejected, Unauthorized
-from imagend.job import Generate, Job
+from imagend.generate_spec import Generate
+from imagend.job import Job
 from imagend.model_names import MODEL_NAME
 from imagend.prompt_tree import MAX_BLOCKS, MAX_WEIGHT, MIN_WEIGHT, PromptSyntax
 from imagend.recognise import recognise

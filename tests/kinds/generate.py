@@ -12,7 +12,7 @@ from typing import Any
 from fakes import paint
 
 from imagend.errors import NoSpace, OutOfMemory, UnsupportedSetting
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from kinds import deaths, lies, words
 

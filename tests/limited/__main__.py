@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 
 import torch
 
-from imagend.job import Generate
+from imagend.generate_spec import Generate
 from imagend.messages import WorkerSettings
 from imagend.models import Models
 from imagend.worker.main import serve

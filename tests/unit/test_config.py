@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagend import config as configuration
-from imagend.config import ENVIRONMENT, Client, Config, ImageType, find, load, template
+from imagend.config import ENVIRONMENT, Client, Config, find, load, template
 from imagend.errors import BadConfig
 from imagend.job import CLIENT_NAME
+from imagend.model_settings import ImageType
 from imagend.rights import Limits, Rights
 
 FILE = "config.yaml"

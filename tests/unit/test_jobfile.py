@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from imagend import jobfile
 from imagend.errors import Expired, InvalidJob, Rejected, TooLarge
-from imagend.job import MAX_JOB_BYTES, SPECS, CancelRequest, Generate, Header, Job
+from imagend.generate_spec import Generate
+from imagend.job import MAX_JOB_BYTES, SPECS, CancelRequest, Header, Job
 from imagend.job_schema import schema_of_job_file
 from imagend.signing import job_id
 

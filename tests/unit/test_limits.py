@@ -13,7 +13,8 @@ from imagend.config import Config
 from imagend.daemon.limits import Gate, check, work
 from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited, Rejected
-from imagend.job import CancelRequest, Generate, Header, Job, Ref
+from imagend.generate_spec import Generate
+from imagend.job import CancelRequest, Header, Job, Ref
 
 
 def config(**keys: Any) -> Config:

@@ -14,7 +14,8 @@ from imagend import lora
 from imagend.config import Config
 from imagend.daemon.recipe import complete
 from imagend.errors import UnsupportedSetting
-from imagend.job import Generate, Ref
+from imagend.generate_spec import Generate
+from imagend.job import Ref
 from imagend.models import Models
 
 TE = {"text_encoder": 0.5, "text_encoder_2": 0.5}

@@ -12,11 +12,13 @@ from conftest import REPOSITORY
 
 from imagend import jobfile, presets, schedulers
 from imagend.architecture import Architecture, ModelKind
-from imagend.config import Config, ModelSettings
+from imagend.config import Config
 from imagend.daemon.recipe import complete, fill
 from imagend.errors import UnsupportedSetting
-from imagend.job import Generate, Job, Ref
+from imagend.generate_spec import Generate
+from imagend.job import Job, Ref
 from imagend.model_names import named
+from imagend.model_settings import ModelSettings
 from imagend.models import Model
 
 REF = Ref("alice", "0123456789abcdef0123")

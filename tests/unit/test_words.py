@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imagend import errors, jobfile, messages, schedulers
 from imagend.architecture import Architecture, ModelKind
-from imagend.config import Config, ImageType
+from imagend.config import Config
 from imagend.daemon.recipe import complete, seeds
 from imagend.daemon.retry import MAX_DELAY_S, restart_delay_s, worth_another_attempt
 from imagend.daemon.settings import KeyFile
@@ -31,9 +31,11 @@ from imagend.errors import (
     WorkerDied,
     WorkerSilent,
 )
-from imagend.job import MAX_PICTURES, MAX_SEED, Generate, Outcome, Ref
+from imagend.generate_spec import MAX_PICTURES, Generate
+from imagend.job import MAX_SEED, Outcome, Ref
 from imagend.manifest import Artifact
 from imagend.messages import Cancel, Ended, Failure, Progress, Ready, Run, Stop, decode, encode
+from imagend.model_settings import ImageType
 from imagend.models import Model
 from imagend.signing import Key
 
