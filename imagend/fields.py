@@ -46,7 +46,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME, pattern=MODEL_NAME), AfterValidator(printable)]
 """As imagend.model_names has it: a key into the listing of a kind of models, never a path."""
 
-Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
+MAX_PAINTED = 2048
+Side = Annotated[int, Field(ge=64, le=MAX_PAINTED, multiple_of=8)]
 """Of a picture that is made, in pixels."""
 
 

@@ -138,6 +138,8 @@ class Generate(Frozen):
             raise ValueError("strength: goes with image, the picture to begin with; name one, or leave strength out")
         if self.image is not None and self.num_inference_steps is not None and self.denoising_steps < 1:
             raise ValueError("strength: leaves less than one of num_inference_steps; raise one of the two")
+        if self.num_inference_steps is not None and self.enlarged is not None and self.enlarged.denoising_steps < 1:
+            raise ValueError("chain: its strength leaves less than one of num_inference_steps; raise one of the two")
         reference_field.check(self.references, self.ip_adapter)
         if self.chain is not None:
             self.chain.check(self.width, self.height, is_set=bool(self.items))
@@ -150,16 +152,31 @@ class Generate(Frozen):
         return self
 
     @property
+    def is_img2img(self) -> bool:
+        """Whether it begins with a picture: one that the job names, or one that its chain has enlarged."""
+        return self.image is not None or self.strength is not None
+
+    @property
     def denoising_steps(self) -> int:
         """How many of num_inference_steps are done, as diffusers counts."""
         assert self.num_inference_steps is not None
-        part = (STRENGTH if self.strength is None else self.strength) if self.image is not None else 1.0
+        part = (self.strength or STRENGTH) if self.is_img2img else 1.0
         return min(int(self.num_inference_steps * part), self.num_inference_steps)
 
     @property
     def chain_steps(self) -> tuple[str, ...]:
         """The steps of a chain, in order; none of a job that is no chain."""
         return self.chain.steps if self.chain else ()
+
+    @property
+    def enlarged(self) -> Generate | None:
+        """What a chain paints anew from its enlarged pictures: the same at their size; None if it does not."""
+        if self.chain is None or self.chain.upscale.strength is None:
+            return None
+        step = self.chain.upscale
+        width, height = (side and side * step.scale for side in (self.width, self.height))
+        changed = {"width": width, "height": height, "image": None, "strength": step.strength}
+        return self.model_copy(update=changed)
 
     @property
     def planned(self) -> tuple[set_field.Planned, ...]:

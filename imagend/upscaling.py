@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from imagend.fields import MAX_SIDE, Frozen, ModelName, OfOnePicture, PictureName
+from imagend.fields import MAX_PAINTED, MAX_SIDE, Frozen, ModelName, OfOnePicture, PictureName
 
 Scale = Literal[2, 4]
 LANCZOS = "Lanczos"
@@ -35,10 +35,17 @@ class Upscale(OfOnePicture):
 
 
 class UpscaleStep(Frozen):
-    """The same, of each picture that the step before has made."""
+    """The same, of each picture that the step before has made; with `strength` it is AUTOMATIC1111's hires fix."""
 
     scale: Scale = Field(2, description="How many times as wide and as high; to 4096 pixels a side.")
     upscaler: ModelName | None = Field(None, description=_UPSCALER)
+    strength: float | None = Field(
+        None,
+        ge=0.01,
+        le=1.0,
+        description="How far to paint anew from each enlarged picture (img2img), with all else as the job says: 0.2 to "
+        "0.4 adds detail; to 2048 pixels a side. Nothing is painted anew if left out.",
+    )
 
 
 class Chain(Frozen):
@@ -55,8 +62,10 @@ class Chain(Frozen):
         """Whether pictures of this size, as far as it is known, can become so large. Raises ValueError."""
         if is_set:
             raise ValueError("chain: does not go with items; enlarge the pictures of a set by jobs of the kind upscale")
-        if (side := self.upscale.scale * max(width or 0, height or 0)) > MAX_SIDE:
+        step = self.upscale
+        if (side := step.scale * max(width or 0, height or 0)) > (limit := MAX_PAINTED if step.strength else MAX_SIDE):
+            anew = " where they are painted anew" if step.strength else ""
             raise ValueError(
-                f"chain: would make pictures of {side} pixels a side, and at most {MAX_SIDE} are possible; ask for a "
-                "smaller scale, width or height"
+                f"chain: would make pictures of {side} pixels a side, and at most {limit} are possible{anew}; ask for "
+                f"a smaller scale, width or height{', or leave strength out' if anew else ''}"
             )

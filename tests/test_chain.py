@@ -159,7 +159,13 @@ def test_submit_chains(home: Home) -> None:
     assert done.returncode == 0, done.stderr
     run_until_idle(daemon := home.daemon())
     (run,) = daemon.executor.runs  # type: ignore[attr-defined]
-    assert run.spec["chain"] == {"upscale": {"scale": 4, "upscaler": "esrgan 4x"}}
+    assert run.spec["chain"] == {"upscale": {"scale": 4, "upscaler": "esrgan 4x", "strength": None}}
+    for text, chosen in (("2::0.3", {}), ("2:esrgan: 4x:0.3", {"upscaler": "esrgan: 4x"})):
+        done = imagend("submit", "generate", "--prompt", "a circle", "--chain-upscale", text, cwd=home.root)
+        assert done.returncode == 0, done.stderr
+        run_until_idle(daemon)
+        asked = {"scale": 2, "upscaler": "Lanczos", "strength": 0.3} | chosen
+        assert daemon.executor.runs[-1].spec["chain"] == {"upscale": asked}  # type: ignore[attr-defined]
     refused = imagend("submit", "generate", "--prompt", "a circle", "--chain-upscale", "3", cwd=home.root)
     assert refused.returncode == 64
     assert "chain.upscale.scale: 3 should be 2 or 4" in refused.stderr

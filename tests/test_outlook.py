@@ -138,6 +138,15 @@ def test_a_kind_without_model_size_and_steps_is_learned_of(home: Home) -> None:
     assert durations.expect(Work.of({"image": "leona/back", "scale": 2})) == 4.0
 
 
+def test_a_chain_that_paints_anew_is_learned_of_beside_one_that_does_not(home: Home) -> None:
+    durations = Durations(home.config.spool)
+    for strength, seconds in ((None, 2.0), (0.3, 10.0)):
+        spec = SMALL | {"chain": {"upscale": {"scale": 2, "strength": strength}}}
+        durations.learn(ended(seconds).model_copy(update={"spec": spec}))
+    for strength, seconds in ((None, 2.0), (0.3, 10.0)):
+        assert durations.expect(Work.of(SMALL | {"chain": {"upscale": {"scale": 2, "strength": strength}}})) == seconds
+
+
 def test_a_job_that_was_painted_is_learned_of(home: Home) -> None:
     daemon = home.daemon()
     home.drop("a.json", width=64, height=64, num_inference_steps=2)

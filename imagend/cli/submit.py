@@ -89,9 +89,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fields.add_argument(
         "--chain-upscale",
         dest="field_chain",
-        metavar="SCALE[:UPSCALER]",
+        metavar="SCALE[:UPSCALER[:STRENGTH]]",
         type=_chain,
-        help="make each picture so many times as wide and as high once it is painted: 2 or 4; by a network, or Lanczos",
+        help="make each picture so many times as wide and as high once it is painted, 2 or 4, by a network or Lanczos; "
+        "and paint anew from it, as in 2::0.3",
     )
     fields.add_argument(
         "--item",
@@ -174,8 +175,10 @@ def _weighted(text: str, key: str) -> dict[str, Any]:
 
 
 def _chain(text: str) -> dict[str, Any]:
-    scale, colon, upscaler = text.partition(":")
-    return {"upscale": {"scale": _number(scale)} | ({"upscaler": upscaler} if colon else {})}
+    scale, _, rest = text.partition(":")
+    upscaler, colon, strength = rest.rpartition(":") if ":" in rest else (rest, "", "")
+    chosen = ({"upscaler": upscaler} if upscaler else {}) | ({"strength": _number(strength)} if colon else {})
+    return {"upscale": {"scale": _number(scale)} | chosen}
 
 
 def item_value(text: str) -> tuple[str, str, str]:

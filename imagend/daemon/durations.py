@@ -42,7 +42,10 @@ class Work(NamedTuple):
         """Of a spec with every default filled in. Kinds that need no model (upscale, preprocess) count as one."""
         chained = (spec.get("chain") or {}).get("upscale") or {}
         scale = spec.get("scale", chained.get("scale"))
-        kind = "x".join(str(value) for value in (*map(spec.get, ("width", "height", "num_inference_steps")), scale))
+        decisive = [*map(spec.get, ("width", "height", "num_inference_steps")), scale]
+        if chained.get("strength") is not None:
+            decisive.append(chained["strength"])
+        kind = "x".join(map(str, decisive))
         pictures = len(spec.get("items") or (None,)) * (spec.get("count") or 1)
         return cls(spec.get("model") or "-", kind, len(spec.get("seeds") or ()) or pictures)
 

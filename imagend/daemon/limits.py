@@ -90,7 +90,10 @@ def work(spec: Generate, config: Config) -> float:
     preset = config.image_types.get(spec.image_type) if spec.image_type else None
     width = spec.width or (preset.width if preset else _NATIVE)
     height = spec.height or (preset.height if preset else _NATIVE)
-    return pictures(spec) * width * height * (spec.num_inference_steps or presets.NUM_INFERENCE_STEPS) / 1e6
+    steps = spec.num_inference_steps or presets.NUM_INFERENCE_STEPS
+    if spec.chain is not None and spec.chain.upscale.strength is not None:
+        steps += spec.chain.upscale.scale**2 * int(steps * spec.chain.upscale.strength)
+    return pictures(spec) * width * height * steps / 1e6
 
 
 def pictures(spec: Generate) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 from imagend.upscaling import STAGE
@@ -23,17 +25,45 @@ if TYPE_CHECKING:
     from imagend.worker.main import Context
 
 
-def run(spec: Generate, context: Context, paint: Callable[[], tuple[Artifact, ...]]) -> tuple[Artifact, ...]:
-    """The pictures of all steps, those of the first one first. Raises what `paint` does, NoSpace, Interrupt."""
+class Enlarged:
+    """The pictures of the first step, made larger when they are asked for, to be painted anew."""
+
+    def __init__(self, painted: tuple[Artifact, ...], upscaler: upscale.Upscaler, context: Context) -> None:
+        self._painted, self._upscaler, self._context = painted, upscaler, context
+
+    @property
+    def digests(self) -> list[str]:
+        return [one.pixels_sha256 for one in self._painted]
+
+    def __call__(self, index: int) -> Image.Image:
+        said = partial(self._context.progress, STAGE, index, len(self._painted))
+        said(0, 1)
+        with self._context.timed(STAGE):
+            small = _open(self._painted[index], self._context)
+            return self._upscaler(small, lambda done, of: said(0, of))  # the picture's progress is that of painting it
+
+    def describe(self) -> None:
+        """Say in the manifest what enlarges them."""
+        _describe(self._upscaler, self._context)
+
+
+Paint = Callable[[Enlarged | None], tuple[Artifact, ...]]
+
+
+def run(spec: Generate, context: Context, paint: Paint) -> tuple[Artifact, ...]:
+    """The pictures of all steps, those of the first one first. `paint` paints what the job asks for, or anew what was
+    enlarged. Raises what `paint` does, NoSpace, Interrupt."""
     assert spec.chain is not None
     first, second = spec.chain_steps
     step = spec.chain.upscale
     upscaler = upscale.choose(step.upscaler, step.scale, context)  # before anything is painted in vain
     with context.chain_step(first, 0, 2):
-        painted = _in_folder(first, paint())
+        painted = _in_folder(first, paint(None))
     context.made(painted)
     with context.chain_step(second, 1, 2):
-        return painted + _in_folder(second, _upscale(spec, painted, upscaler, context))
+        if step.strength is None:
+            return painted + _in_folder(second, _upscale(spec, painted, upscaler, context))
+        return painted + _in_folder(second, paint(Enlarged(painted, upscaler, context)))
 
 
 def _in_folder(step: str, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
@@ -43,8 +73,7 @@ def _in_folder(step: str, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ..
 def _upscale(
     spec: Generate, painted: tuple[Artifact, ...], upscaler: upscale.Upscaler, context: Context
 ) -> tuple[Artifact, ...]:
-    context.engine["upscaler"] = upscaler.describe()
-    context.engine["versions"] = context.engine["versions"] | upscaler.versions
+    _describe(upscaler, context)
     made = []
     for one, plan in zip(painted, spec.planned, strict=True):
         context.progress(STAGE, one.index, len(painted), 0, 1)
@@ -57,12 +86,20 @@ def _upscale(
             continue
         start = time.perf_counter()
         with context.timed(STAGE):
-            small = open_picture(context.folder.parent / one.file, one.file)
-            image = upscaler(small, partial(context.progress, STAGE, one.index, len(painted)))
+            image = upscaler(_open(one, context), partial(context.progress, STAGE, one.index, len(painted)))
         seconds = round(time.perf_counter() - start, 6)
         with context.timed("saving"):
             made.append(drafts.save(image, one.index, plan, seconds, spec, context.engine, upscaler.exact))
     return tuple(made)
+
+
+def _open(one: Artifact, context: Context) -> Image.Image:
+    return open_picture(context.folder.parent / one.file, one.file)
+
+
+def _describe(upscaler: upscale.Upscaler, context: Context) -> None:
+    context.engine["upscaler"] = upscaler.describe()
+    context.engine["versions"] = context.engine["versions"] | upscaler.versions
 
 
 def _recipe(source: Artifact, upscaler: dict[str, object]) -> str:

@@ -109,7 +109,7 @@ def arguments(spec: Generate, pictures: Mapping[str, Picture], preprocessors: Pr
         return {}
     sized = [pictures[control.image].sized(spec.width, spec.height) for control in controls]
     lists: dict[str, list[Any]] = {
-        "image" if spec.image is None else "control_image": [
+        "control_image" if spec.is_img2img else "image": [
             preprocessors.make(control.type, image) if control.preprocess and control.type else image
             for control, image in zip(controls, sized, strict=True)
         ],

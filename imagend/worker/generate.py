@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,39 @@ if TYPE_CHECKING:
     from imagend.worker.main import Context
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What is painted: what the job asks for, or anew the pictures that its chain has enlarged."""
+
+    spec: Generate
+    """as the job asks for it"""
+    pictures: dict[str, Picture]
+    enlarged: chain.Enlarged | None
+
+    @property
+    def at(self) -> Generate:
+        """`spec` with the size and the strength of this pass."""
+        return self.spec if self.enlarged is None or self.spec.enlarged is None else self.spec.enlarged
+
+    def begins_with(self, index: int) -> Image.Image | None:
+        """The picture that another one is painted from."""
+        if self.enlarged is not None:
+            return self.enlarged(index)
+        if self.spec.image is None:
+            return None
+        assert self.spec.width is not None
+        assert self.spec.height is not None
+        return self.pictures[self.spec.image].sized(self.spec.width, self.spec.height)
+
+    def recipe(self, engine: dict[str, Any]) -> str:
+        """A digest of all that decides the pixels: pictures of another recipe in the draft are painted again."""
+        deciding = {key: value for key, value in engine.items() if key != "device"}  # cuda:1 paints as cuda:0 does
+        what: list[Any] = [self.spec.model_dump(mode="json"), deciding]
+        if self.enlarged is not None:
+            what.append(self.enlarged.digests)
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft, and go through its chain; return all pictures in order.
 
@@ -41,45 +76,42 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """
     spec = Generate.model_validate_json(json.dumps(spec_fields))
     if spec.chain is not None:
-        return chain.run(spec, context, lambda: _paint_all(spec, context))
+        return chain.run(spec, context, partial(_paint_all, spec, context))
     return _paint_all(spec, context)
 
 
-def _paint_all(spec: Generate, context: Context) -> tuple[Artifact, ...]:
+def _paint_all(spec: Generate, context: Context, enlarged: chain.Enlarged | None = None) -> tuple[Artifact, ...]:
     pictures = open_pictures(spec.pictures, context.pictures)
     if pictures:
         context.engine["pictures"] = describe(pictures)
-    climb = Climb(spec, context, context.pipelines.free_caches)
+    now = _Pass(spec, pictures, enlarged)
+    climb = Climb(now.at, context, context.pipelines.free_caches)
     try:
-        return climb.over(lambda: _attempt(spec, pictures, context, climb))
+        return climb.over(lambda: _attempt(now, context, climb))
     except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
         raise DeviceFailed(context.pipelines.device, str(error).splitlines()[0]) from None
 
 
-def _attempt(spec: Generate, pictures: dict[str, Picture], context: Context, climb: Climb) -> tuple[Artifact, ...]:
+def _attempt(now: _Pass, context: Context, climb: Climb) -> tuple[Artifact, ...]:
     context.failed.clear()
     context.pipelines.models.learn(context.known.digests)
     preprocessors = Preprocessors(context.pipelines.models)
-    guidance = controlnets.arguments(spec, pictures, preprocessors)
+    guidance = controlnets.arguments(now.at, now.pictures, preprocessors)
     with context.timed("model_loading"):
-        pipe = context.pipelines.prepare(spec, context)
+        pipe = context.pipelines.prepare(now.spec, context)
         climb.place(pipe, context.pipelines.identity())
     context.engine.update(context.pipelines.describe())
     if preprocessors.used:
         context.engine["preprocessors"] = preprocessors.used
-    return _paint(spec, pipe, pictures, guidance, context, climb)
+    if now.enlarged is not None:
+        now.enlarged.describe()
+    return _paint(now, pipe, guidance, context, climb)
 
 
-def _paint(
-    spec: Generate,
-    pipe: Any,
-    pictures: dict[str, Picture],
-    guidance: dict[str, Any],
-    context: Context,
-    climb: Climb,
-) -> tuple[Artifact, ...]:
+def _paint(now: _Pass, pipe: Any, guidance: dict[str, Any], context: Context, climb: Climb) -> tuple[Artifact, ...]:
+    spec = now.spec
     parts, planned = spec.parts, [plan for plan in spec.planned if plan.role is None]
-    drafts = Drafts(context.folder, _recipe(spec, context.engine))
+    drafts = Drafts(context.folder, now.recipe(context.engine))
     embeddings: dict[str, torch.Tensor] | None = None
     encoded: str | None = None  # of which item of a set they are
     beginning: img2img.Beginning | None = None
@@ -104,13 +136,13 @@ def _paint(
                         encoding = _encode(pipe, part, context)
                     if embeddings is None:
                         with context.timed("encoding"):
-                            guidance |= context.pipelines.ip_adapter.arguments(spec, pictures, pipe, context)
+                            guidance |= context.pipelines.ip_adapter.arguments(now.at, now.pictures, pipe, context)
                     embeddings, encoded = encoding, plan.item
-                if spec.image is not None and beginning is None:
-                    beginning = _begin(pipe, spec, pictures[spec.image], embeddings, context, climb)
                 start = time.perf_counter()
+                if beginning is None or now.enlarged is not None:
+                    beginning = _begin(pipe, now.begins_with(index), embeddings, context, climb)
                 with context.timed("painting"):
-                    image = _call(pipe, spec, index, plan, embeddings | guidance, beginning, context, climb)
+                    image = _call(pipe, now.at, index, plan, embeddings | guidance, beginning, context, climb)
                 seconds = round(time.perf_counter() - start, 6)
                 engine = context.engine | {"embeddings": context.pipelines.inversions.describe(plan.item)}
                 painted.append(saver.submit(drafts.save, image, index, plan, seconds, part, engine, climb.exact))
@@ -150,16 +182,11 @@ def _encode(pipe: Any, spec: Generate, context: Context) -> dict[str, torch.Tens
 
 
 def _begin(
-    pipe: Any,
-    spec: Generate,
-    picture: Picture,
-    embeddings: dict[str, torch.Tensor],
-    context: Context,
-    climb: Climb,
-) -> img2img.Beginning:
-    assert spec.width is not None
-    assert spec.height is not None
-    image, dtype = picture.sized(spec.width, spec.height), embeddings["prompt_embeds"].dtype
+    pipe: Any, image: Image.Image | None, embeddings: dict[str, torch.Tensor], context: Context, climb: Climb
+) -> img2img.Beginning | None:
+    if image is None:
+        return None
+    dtype = embeddings["prompt_embeds"].dtype
     with context.timed("encoding"):
         beginning: img2img.Beginning = climb.decode(pipe, lambda: img2img.encode(pipe, image, dtype))
     return beginning
@@ -201,9 +228,3 @@ def _call(
         ).images
     image: Image.Image = climb.decode(pipe, lambda: decode(pipe, latents))
     return image
-
-
-def _recipe(spec: Generate, engine: dict[str, Any]) -> str:
-    """A digest of all that decides the pixels: pictures of another recipe in the draft are painted again."""
-    deciding = {key: value for key, value in engine.items() if key != "device"}  # cuda:1 paints as cuda:0 does
-    return hashlib.sha256(json.dumps([spec.model_dump(mode="json"), deciding], sort_keys=True).encode()).hexdigest()

@@ -89,11 +89,12 @@ def _with(text: PngInfo, item: dict[str, Any] | None, xmp: str) -> PngInfo:
 def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
     """AUTOMATIC1111's three-part text: prompt, negative prompt, settings."""
     scheduler, model, vae, upscaler = engine["scheduler"], engine["model"], engine.get("vae"), engine.get("upscaler")
+    hires = spec.chain.upscale.strength if spec.chain and upscaler else None
     settings: dict[str, object] = {
         "Steps": spec.num_inference_steps,
         "Sampler": schedulers.sampler_name(scheduler["class"], scheduler["config"]),
         "Schedule type": schedulers.schedule_type_of(scheduler["config"]) or spec.schedule_type,
-        "Denoising strength": spec.strength,
+        "Denoising strength": hires or spec.strength,
         "CFG scale": f"{spec.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{spec.width}x{spec.height}",
@@ -104,8 +105,8 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Lora hashes": _hashes(engine.get("loras", ()), "autov3"),
         "TI hashes": _hashes(engine.get("embeddings", ()), "sha256"),
         "Clip skip": spec.clip_skip + 2 if spec.clip_skip is not None else None,
-        "Postprocess upscale by": upscaler["scale"] if upscaler else None,
-        "Postprocess upscaler": upscaler["name"] if upscaler else None,
+        f"{'Hires upscale' if hires else 'Postprocess upscale by'}": upscaler["scale"] if upscaler else None,
+        f"{'Hires' if hires else 'Postprocess'} upscaler": upscaler["name"] if upscaler else None,
         "RNG": "CPU",
         "Version": f"imagend {__version__}",
     }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
-from engine_conftest import Painter
+import torch
+from engine_conftest import Painter, load_plain
 from PIL import Image
 
 from imagend.job import Outcome
@@ -19,6 +22,7 @@ from imagend.messages import Made, Message, Progress
 
 QUICK = {"prompt": "a large red circle on a blue background", "num_inference_steps": 3, "seed": 7, "count": 2}
 CHAIN = QUICK | {"chain": {"upscale": {}}}
+ANEW = QUICK | {"chain": {"upscale": {"strength": 0.7}}}
 FILES = ["generate/0000.png", "generate/0001.png", "upscale/0000.png", "upscale/0001.png"]
 STEPS = ["generate", "upscale"]
 
@@ -33,12 +37,19 @@ def painted(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in pictures.items()}
 
 
+@pytest.fixture(scope="module", params=[CHAIN, ANEW], ids=["enlarged", "painted anew"])
+def job(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(painter: Painter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[Message]]:
+def whole(
+    painter: Painter, job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any, list[Message]]:
     """A chained job, done without disturbance: its draft, and what was said."""
     folder = tmp_path_factory.mktemp("whole")
     painter.hear = None
-    return folder, painter.run(folder, **CHAIN), painter.said
+    return folder, painter.run(folder, **job), painter.said
 
 
 def first_said(painter: Painter, step: str, picture: int, then: Callable[[], None]) -> None:
@@ -79,6 +90,51 @@ def test_the_second_step_is_what_pillow_makes_of_the_first(painter: Painter, tmp
     assert "trainedAlgorithmicMedia" in text["XML:com.adobe.xmp"]
 
 
+def test_painted_anew_is_what_diffusers_makes_of_the_enlarged_picture(painter: Painter, tmp_path: Path) -> None:
+    ended = painter.run(tmp_path, **ANEW)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**load_plain().components, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    for small, large in zip(ended.artifacts[:2], ended.artifacts[2:], strict=True):
+        image = Image.open(tmp_path / small.file).resize((256, 256), Image.Resampling.LANCZOS)
+        expected = pipe(
+            prompt=QUICK["prompt"],
+            image=image,
+            strength=0.7,
+            num_inference_steps=3,
+            guidance_scale=5.0,
+            generator=torch.Generator("cpu").manual_seed(large.seed),
+        ).images[0]
+        assert (pixels(tmp_path / large.file) == np.asarray(expected)).all()
+        assert (pixels(tmp_path / large.file) != np.asarray(image)).any()
+    text = Image.open(tmp_path / large.file).text  # type: ignore[attr-defined]
+    assert "Denoising strength: 0.7" in text["parameters"]
+    assert "Size: 128x128" in text["parameters"]
+    assert "Hires upscale: 2, Hires upscaler: Lanczos" in text["parameters"]
+    assert "Postprocess" not in text["parameters"]
+    assert json.loads(text["imagend"])["spec"]["chain"]["upscale"]["strength"] == 0.7
+    assert "Denoising" not in Image.open(tmp_path / small.file).text["parameters"]  # type: ignore[attr-defined]
+    assert painter.run(tmp_path / "after", **QUICK).artifacts[0].pixels_sha256 == ended.artifacts[0].pixels_sha256
+
+
+def test_painted_anew_with_all_that_the_job_has_equals_a_job_that_begins_with_the_enlarged_picture(
+    painter: Painter, tmp_path: Path
+) -> None:
+    edges, large = tmp_path / "edges.png", tmp_path / "large.png"
+    Image.new("RGB", (200, 100), "white").save(edges)
+    control = {"image": "shapes/edges", "model": "shapes-xl-mask", "control_strength": 0.8}
+    both = {"control": [control], "references": [{"image": "shapes/edges", "strength": 0.5}], "seed": 7, "count": 1}
+    pictures = {"shapes/edges": edges}
+    ended = painter.run(tmp_path / "chain", pictures, **ANEW | both)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    small = Image.open(tmp_path / "chain" / "generate" / "0000.png")
+    small.resize((256, 256), Image.Resampling.LANCZOS).save(large)
+    begun = {"image": "shapes/large", "strength": 0.7, "width": 256, "height": 256}
+    alone = painter.run(tmp_path / "alone", pictures | {"shapes/large": large}, **QUICK | both | begun)
+    assert alone.artifacts[0].pixels_sha256 == ended.artifacts[1].pixels_sha256
+    assert ended.artifacts[1].pixels_sha256 != ended.artifacts[0].pixels_sha256
+
+
 def test_artifacts_keep_their_index_and_seed(whole: tuple[Path, Any, list[Message]]) -> None:
     folder, ended, said = whole
     assert [(one.file, one.index, one.seed) for one in ended.artifacts] == [
@@ -106,37 +162,43 @@ def test_each_step_is_half_of_the_progress(whole: tuple[Path, Any, list[Message]
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_cancelled_chain_stops_in_each_step_and_another_attempt_makes_only_what_is_missing(
-    painter: Painter, whole: tuple[Path, Any, list[Message]], tmp_path: Path, step: str
+    painter: Painter, job: dict[str, Any], whole: tuple[Path, Any, list[Message]], tmp_path: Path, step: str
 ) -> None:
     first_said(painter, step, 1, painter.worker.stop)
-    assert painter.run(tmp_path, **CHAIN).outcome is Outcome.CANCELLED
+    assert painter.run(tmp_path, **job).outcome is Outcome.CANCELLED
     before = painted(tmp_path)
     assert sorted(before) == FILES[: FILES.index(f"{step}/0001.png")]
-    resume(painter, whole, tmp_path, before)
+    resume(painter, job, whole, tmp_path, before)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("step", STEPS)
 def test_a_worker_killed_in_each_step_loses_no_picture_that_was_made(
-    painter: Painter, whole: tuple[Path, Any, list[Message]], tmp_path: Path, step: str
+    painter: Painter, job: dict[str, Any], whole: tuple[Path, Any, list[Message]], tmp_path: Path, step: str
 ) -> None:
     def die() -> None:
         os._exit(9)
 
     if (child := os.fork()) == 0:
         first_said(painter, step, 1, die)
-        painter.run(tmp_path, **CHAIN)
+        painter.run(tmp_path, **job)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     before = painted(tmp_path)
-    resume(painter, whole, tmp_path, before)
+    resume(painter, job, whole, tmp_path, before)
 
 
-def resume(painter: Painter, whole: tuple[Path, Any, list[Message]], folder: Path, before: dict[str, str]) -> None:
+def resume(
+    painter: Painter,
+    job: dict[str, Any],
+    whole: tuple[Path, Any, list[Message]],
+    folder: Path,
+    before: dict[str, str],
+) -> None:
     """Nothing that was there is made again, and the end is the same as without disturbance."""
     painter.hear = None
     made = {name: (folder / name).stat().st_ino for name in before}
-    ended = painter.run(folder, **CHAIN)
+    ended = painter.run(folder, **job)
     assert ended.outcome is Outcome.SUCCEEDED, ended.failure
     assert {name: (folder / name).stat().st_ino for name in before} == made
     assert [one.pixels_sha256 for one in ended.artifacts] == [one.pixels_sha256 for one in whole[1].artifacts]
@@ -145,13 +207,13 @@ def resume(painter: Painter, whole: tuple[Path, Any, list[Message]], folder: Pat
 
 
 def test_what_a_picture_was_made_from_decides_whether_it_is_made_again(
-    painter: Painter, whole: tuple[Path, Any, list[Message]], tmp_path: Path
+    painter: Painter, job: dict[str, Any], whole: tuple[Path, Any, list[Message]], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(whole[0], tmp_path / "again")
     before = painted(folder)
-    ended = painter.run(folder, **CHAIN | {"chain": {"upscale": {"scale": 4}}})
+    ended = painter.run(folder, **job | {"chain": {"upscale": job["chain"]["upscale"] | {"scale": 4}}})
     assert [one.width for one in ended.artifacts] == [128, 128, 512, 512]
-    ended = painter.run(folder, **CHAIN | {"seed": 8})
+    ended = painter.run(folder, **job | {"seed": 8})
     assert {name for name, digest in painted(folder).items() if digest == before[name]} == set()
     assert ended.artifacts[2].width == 256
 

@@ -15,6 +15,7 @@ from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited, Rejected
 from imagend.generate_spec import Generate
 from imagend.job import CancelRequest, Header, Job, Ref
+from imagend.upscaling import Chain, UpscaleStep
 
 
 def config(**keys: Any) -> Config:
@@ -76,6 +77,9 @@ def test_what_is_within_the_limits_is_allowed(keys: dict[str, Any], item: Job | 
     check(item, config(**keys))
 
 
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 10}
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -85,6 +89,8 @@ def test_what_is_within_the_limits_is_allowed(keys: dict[str, Any], item: Job | 
         ({"image_type": "character"}, 832 * 1216 * 30),
         ({"image_type": "character", "width": 64}, 64 * 1216 * 30),
         ({"image_type": "unknown"}, 1024 * 1024 * 30),
+        (SMALL | {"chain": Chain(upscale=UpscaleStep(scale=4))}, 64 * 64 * 10),
+        (SMALL | {"chain": Chain(upscale=UpscaleStep(strength=0.5))}, 64 * 64 * 10 + 128 * 128 * 5),
     ],
 )
 def test_work_is_pictures_times_pixels_times_steps(spec: dict[str, Any], expected: int) -> None:
