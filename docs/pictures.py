@@ -51,8 +51,12 @@ FEATURES = (
         ("generate", "--prompt", "", "--reference", "dusk.png:0.6", "--seed", "7"),
     ),
     Feature("preprocess\n--type canny", "first.png", ("preprocess", "--image", "first.png", "--type", "canny")),
-    Feature("upscale --scale 2\n(the middle)", "first.png", ("upscale", "--image", "first.png", "--scale", "2")),
-    Feature("--chain-upscale 2\n(the middle)", "", (*FIRST, "--chain-upscale", "2")),
+    Feature(
+        "upscale --upscaler\nshapes-xl/2x (middle)",
+        "first.png",
+        ("upscale", "--image", "first.png", "--upscaler", "shapes-xl/2x"),
+    ),
+    Feature("--chain-upscale\n2::0.4 (the middle)", "", (*FIRST, "--chain-upscale", "2::0.4")),
 )
 
 

@@ -322,7 +322,8 @@ def test_a_loop_that_hangs_feeds_no_watchdog_though_its_threads_live(home: Home,
         keys.write_text(text)
         ear.until(lambda word: word.get("WATCHDOG") == "1")
         daemon.send_signal(signal.SIGABRT)  # as systemd's watchdog does
-        assert daemon.wait(PATIENCE_S) == -signal.SIGABRT
+        # faulthandler reads the frames of threads that run meanwhile, which may fault, rarely: dead it is either way
+        assert daemon.wait(PATIENCE_S) in (-signal.SIGABRT, -signal.SIGSEGV)
     assert "loop.py" in (home.root / "log").read_text().partition("Fatal Python error")[2]
 
 
