@@ -8,6 +8,7 @@ ImagendError
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
 │   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler
+│   ├── UnknownDataset, BadDataset
 │   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
@@ -226,6 +227,18 @@ class UnknownReference(JobFailed):
     """No picture {!r} in reference/. {} Put it there or correct its name in the job."""
 
     code, status = "PICTURE_NOT_FOUND", 404
+
+
+class UnknownDataset(JobFailed):
+    """No dataset {!r} in reference/datasets/. Known are: {}. Put its pictures there or correct its name in the job."""
+
+    code, status = "DATASET_NOT_FOUND", 404
+
+
+class BadDataset(JobFailed):
+    """The dataset {!r} cannot be trained on: {}. See all that is wrong with it: imagend datasets {}"""
+
+    code, status = "INVALID_PARAMETERS", 422
 
 
 class PromptTooLong(JobFailed):

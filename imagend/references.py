@@ -1,4 +1,6 @@
-"""reference/: the pictures that jobs may name, an entity per folder and a view per file. It reads none of them."""
+"""reference/: the pictures that jobs may name, an entity per folder and a view per file. It reads none of them.
+
+`datasets` is no entity: datasets.py knows it."""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from imagend.model_names import MAX_NAME
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 """Where two files have one name, the first of these is meant."""
 MAX_PICTURES = 20_000
+_DATASETS = "datasets"
 _SHOWN = 20
 
 
@@ -60,6 +63,8 @@ def look(root: Path, each: Callable[[], None] = lambda: None) -> Library:
     """
     found: dict[str, Path] = {}
     for entity in _names(root, os.DirEntry.is_dir):
+        if entity == _DATASETS:
+            continue
         each()
         files = _names(root / entity, os.DirEntry.is_file)
         for file in sorted(files, key=_rank, reverse=True):  # so that the first comes last, and stays

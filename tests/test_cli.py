@@ -126,6 +126,28 @@ def test_submit_of_controlnets(home: Home) -> None:
     ]
 
 
+def test_datasets_are_listed_and_looked_at(home: Home) -> None:
+    pytest.importorskip("PIL", reason="needs the engine: pip install 'imagend[engine]'")
+    from PIL import Image
+
+    assert "No datasets: put pictures" in imagend("datasets", cwd=home.root).stdout
+    folder = home.root / "reference" / "datasets" / "hats"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a hat")
+    assert imagend("datasets", cwd=home.root).stdout == "hats\n"
+    done = imagend("datasets", "hats", "--resolution", 64, cwd=home.root)
+    told = done.stdout.splitlines()
+    assert (done.returncode, told[1:]) == (0, ["buckets at 64: 64x64 (1)", "fit to train on"])
+    assert told[0].startswith("hats: 1 pictures, 64x64; 1 an epoch; 1 different captions; sha256 ")
+    (folder / "b.png").write_bytes(b"no picture")
+    done = imagend("datasets", "hats", "--resolution", 64, "--json", cwd=home.root)
+    assert (done.returncode, json.loads(done.stdout)["is_fit"]) == (1, False)
+    assert json.loads(done.stdout)["unreadable"] == [{"file": "b.png", "why": "it is none of PNG, JPEG, WEBP"}]
+    done = imagend("datasets", "caps", cwd=home.root)
+    assert (done.returncode, "Known are: hats." in done.stderr) == (1, True)
+
+
 def test_submit_of_references(home: Home, tmp_path: Path) -> None:
     for view in ("front", "dusk"):
         path = home.config.reference / "leona" / f"{view}.png"

@@ -45,6 +45,10 @@ class Farm:
         self.root = folder / "farm"
         self.config = configuration.load(self.root / "config.yaml")
         Image.new("RGB", (64, 64), "red").save(self.root / "photo.png")
+        dataset = self.config.reference / "datasets" / "hats"
+        dataset.mkdir(parents=True)
+        Image.new("RGB", (64, 64), "blue").save(dataset / "hat.png")
+        (dataset / "hat.txt").write_text("a blue hat")
         (self.root / "hats.csv").write_text("name,colour\nfirst,red\nsecond,blue\n")
         (self.root / "set.csv").write_text("name,colour,shape,ground\nfirst,red,circle,blue\n")
         (self.root / "payload.json").write_text(json.dumps({"kind": "generate", "prompt": "a hat", "seed": 1}))
