@@ -9,7 +9,7 @@ ImagendError
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
 │   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler
 │   ├── UnknownDataset, BadDataset
-│   ├── BadPicture, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
+│   ├── BadPicture, BadMask, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost, ConnectionLost
@@ -219,6 +219,12 @@ class BrokenWeights(JobFailed):
 
 class BadPicture(JobFailed):
     """The picture {} cannot be used: {}. {}."""
+
+    code, status = "INVALID_PARAMETERS", 422
+
+
+class BadMask(JobFailed):
+    """The mask cannot be used: {}. {}."""
 
     code, status = "INVALID_PARAMETERS", 422
 

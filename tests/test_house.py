@@ -74,6 +74,7 @@ WORDS = {
     "sources",
     "retention_settings",
     "reference_field",
+    "mask_field",
 }
 SHELVES = {
     "attachments",
