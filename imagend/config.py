@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from imagend.config_keys import FIXED, Client, Config
+from imagend.edit_settings import Edit
 from imagend.errors import BadConfig
 from imagend.fetch_settings import Fetch
 from imagend.model_settings import ImageType, ModelSettings
@@ -162,6 +163,7 @@ def _known(at: tuple[int | str, ...]) -> Iterable[str]:
         "client": Client,
         "limits": Limits,
         "fetch": Fetch,
+        "edit": Edit,
         "retention": Retention,
         "clients": Rights,
     }
@@ -178,12 +180,12 @@ def template(config: Config | None = None) -> str:
 
 
 def _entry(model: BaseModel, key: str) -> str:
-    """One key as YAML, its description above it; the keys of `limits`, `retention` and `fetch` have their own."""
+    """One key as YAML, its description above it; those of `limits`, `retention`, `edit` and `fetch` have their own."""
     comment = textwrap.fill(
         type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
     )
     value = getattr(model, key)
-    if isinstance(value, Fetch | Retention) or type(value) is Limits:
+    if isinstance(value, Fetch | Retention | Edit) or type(value) is Limits:
         inner = "\n".join(_entry(value, name) for name in type(value).model_fields)
         return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
     return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from imagend.edit_settings import Edit
 from imagend.fetch_settings import Fetch
 from imagend.fields import CLIENT_NAME, NAME, Frozen, ModelName
 from imagend.lanes import HOST
@@ -201,6 +202,7 @@ class Config(Frozen):
         "this client's results (without one, only imagend's own user and group), and `unretrieved_h` and "
         "`retrieved_h` as in `retention`. As in `ops: {operator: true, max_queued: 50}`.",
     )
+    edit: Edit = Field(Edit(), description="Which edits need more than inpainting. `imagend route` tries it out.")
     fetch: Fetch = Field(
         Fetch(),
         description="What `imagend fetch` may do, which runs beside the daemon, and what jobs of kind fetch may, of "

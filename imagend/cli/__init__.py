@@ -36,6 +36,7 @@ COMMANDS = {
     "history": "the jobs that ended, and how many of whom and by which model succeeded, and how long they took",
     "models": "the models there are, and which cannot be used and why",
     "references": "the pictures in reference/ that jobs may begin with",
+    "route": "which way an edit would go by its words, simple or complex, and why",
     "datasets": "the datasets in reference/datasets/ that LoRAs are trained on, and whether one is fit for it",
     "fetch": "get a model from Civitai, Hugging Face or another allowed host, checked before it is installed",
     "check": "look for mistakes in config, keys, folders and models, and say how to mend them",
