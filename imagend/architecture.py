@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+BOXES, MASKS = "boxes", "masks"
+"""What detectors find: boxes around what words name (GroundingDINO), or what is in a box (SAM)"""
+
 
 class ModelKind(enum.StrEnum):
     BASE = "base"
@@ -18,6 +21,7 @@ class ModelKind(enum.StrEnum):
     CLIP_VISION = "clip_vision"
     IP_ADAPTER = "ip_adapter"
     PREPROCESSOR = "preprocessor"
+    DETECTOR = "detector"
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -43,6 +47,7 @@ _FOLDERS = {
     ModelKind.CLIP_VISION: ("clip_vision",),
     ModelKind.IP_ADAPTER: ("ipadapter",),
     ModelKind.PREPROCESSOR: ("preprocessors",),
+    ModelKind.DETECTOR: ("detection",),
 }
 _NOUNS = {
     ModelKind.BASE: "model",
@@ -61,7 +66,8 @@ class Architecture:
 
     kind: ModelKind
     format: str
-    """diffusers, single_file, kohya, lycoris …: how its tensors are called; of a preprocessor, what it makes"""
+    """diffusers, single_file, kohya, lycoris …: how its tensors are called; of a preprocessor, what it makes;
+    of a detector, what it finds: boxes or masks"""
     base: str = ""
     """sdxl, or nothing where it goes with any (upscalers), or does not say"""
     family: str = ""

@@ -7,7 +7,7 @@ ImagendError
 ├── JobFailed    the sender, after the job was tried      → manifest: failed
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
-│   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler
+│   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler, NoDetector, NothingFound
 │   ├── UnknownDataset, BadDataset
 │   ├── BadPicture, BadMask, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
@@ -160,6 +160,21 @@ class NoUpscaler(JobFailed):
     such as by `imagend fetch https://huggingface.co/{}`."""
 
     code, status = "MODEL_NOT_FOUND", 404
+
+
+class NoDetector(JobFailed):
+    """There is no detector of {} under models/detection/: to find by words takes one of boxes (GroundingDINO) and one
+    of masks (SAM). Get one, such as by `imagend fetch https://huggingface.co/{}`, or give boxes or a picture as the
+    mask."""
+
+    code, status = "MODEL_NOT_FOUND", 404
+
+
+class NothingFound(JobFailed):
+    """In the picture nothing was found by {}, with threshold {:g} and text_threshold {:g}. Lower the thresholds, say it
+    in other words, or give boxes or a picture as the mask."""
+
+    code, status = "NOTHING_FOUND", 422
 
 
 class ModelArriving(JobFailed):

@@ -27,7 +27,8 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _MARKS = {  # what makes a folder a model
     ModelKind.BASE: "model_index.json",
     **dict.fromkeys(
-        (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR), "config.json"
+        (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR, ModelKind.DETECTOR),
+        "config.json",
     ),
 }
 _MAX_YAML_BYTES = 2**20

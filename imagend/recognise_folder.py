@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imagend.architecture import Architecture, ModelKind
+from imagend.architecture import BOXES, MASKS, Architecture, ModelKind
 from imagend.errors import BrokenModel
 from imagend.widths import TURN_DOWN, UNION
 
@@ -19,6 +19,7 @@ _CLASSES = {
     ModelKind.CONTROLNET: ("ControlNetModel",),
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
     ModelKind.PREPROCESSOR: ("DepthAnythingForDepthEstimation", "DPTForDepthEstimation", "VitPoseForPoseEstimation"),
+    ModelKind.DETECTOR: ("GroundingDinoForObjectDetection", "SamModel"),
 }
 _MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
 Configs = Mapping[str, Mapping[str, Any]]
@@ -73,6 +74,8 @@ def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
         raise ValueError(f"no {kind.noun} that imagend knows: config.json says {ascii(name)[:60]}")
     if kind is ModelKind.PREPROCESSOR:
         return Architecture(kind, "pose" if name == "VitPoseForPoseEstimation" else "depth")
+    if kind is ModelKind.DETECTOR:
+        return Architecture(kind, MASKS if name == "SamModel" else BOXES)
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:
         raise ValueError(f"a VAE of {ascii(config['latent_channels'])[:20]} latent channels: SDXL's has 4")
     if kind is ModelKind.VAE and config.get("scaling_factor") == 0.18215:  # the only thing that tells them apart

@@ -298,6 +298,24 @@ def test_a_vae_in_a_repository_of_its_own(place: Place) -> None:
     assert (fetched.kind, fetched.path) == (ModelKind.VAE, place.root / "vae" / "fix")
 
 
+def test_a_detector_with_its_words_and_without_its_code(place: Place, tmp_path: Path) -> None:
+    """Both halves, as the Hub has them: a repository in transformers' format, with what it may hold beside."""
+    pytest.importorskip("transformers")
+    import detectors
+
+    detectors.save(tmp_path)
+    for half, beside in (
+        ("boxes", {"modeling_x.py": b"1", "pytorch_model.bin": b"2"}),
+        ("masks", {"tf_model.h5": b"3"}),
+    ):
+        files = folder_of(tmp_path / "detection" / half)
+        hugging_face(place.server, files | beside | {"README.md": b"#", "merges.txt": b""})
+        fetched = place.fetch("https://huggingface.co/org/repo", name=half)
+        assert (fetched.kind, fetched.path) == (ModelKind.DETECTOR, place.root / "detection" / half)
+        assert folder_of(fetched.path) == files
+        assert Models(place.root).find(half, ModelKind.DETECTOR).architecture.format == half
+
+
 def test_a_small_file_that_is_not_the_commits(place: Place) -> None:
     files = folder_of(SHAPES_XL)
     hugging_face(place.server, files)

@@ -39,7 +39,10 @@ STALE_S = 7 * 86_400.0
 """What was left unfinished for so long is deleted by the next fetch."""
 GB = 10**9
 POLL_S = 1.0
-_FOLDERS = (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR)
+_FOLDERS = (
+    *(ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION),
+    *(ModelKind.PREPROCESSOR, ModelKind.DETECTOR),
+)
 
 
 class Busy(UsageError):

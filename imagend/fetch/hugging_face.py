@@ -18,12 +18,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = r"(?:unet|vae|text_encoder|text_encoder_2)/"
 _WEIGHTS = r"(?:diffusion_pytorch_model|model)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?"
-_TOKENIZER = r"tokenizer(?:_2)?/(?:vocab|special_tokens_map|tokenizer_config|tokenizer|added_tokens)\.json"
+_WORDS = r"(?:vocab|special_tokens_map|tokenizer_config|tokenizer|added_tokens)\.json"
+_TOKENIZER = rf"tokenizer(?:_2)?/{_WORDS}"
 _PIPELINE = re.compile(
     rf"model_index\.json|scheduler/scheduler_config\.json|{_PART}config\.json|{_TOKENIZER}|tokenizer(?:_2)?/merges\.txt|"
     rf"{_PART}{_WEIGHTS}"
 )
-_SINGLE = re.compile(rf"(?:preprocessor_)?config\.json|{_WEIGHTS}")
+_SINGLE = re.compile(rf"(?:preprocessor_)?config\.json|{_WORDS}|vocab\.txt|{_WEIGHTS}")
 _MAX_FILES = 100
 Json = Callable[[str], dict[str, Any]]
 

@@ -77,6 +77,13 @@ class Placement:
             tensor.data = data
         self._pipe, self.mode, self._home = None, None, []
 
+    def leave(self) -> None:
+        """Take the mode back, and all weights off the device. The next mode brings them where it wants them."""
+        pipe = self._pipe
+        self.release()
+        for module in modules(pipe).values() if pipe is not None else ():
+            module.to(_CPU)
+
     def anatomy(self, pipe: Any) -> dict[str, Any]:
         """What memory_plan.Work says of a pipeline: bytes and widths of its parts, as they are without a mode."""
         return self._anatomy if self._pipe is pipe else _anatomy(pipe)

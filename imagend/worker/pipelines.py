@@ -28,6 +28,7 @@ from imagend.messages import WorkerSettings
 from imagend.models import Model, Models, digest
 from imagend.worker.bases import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from imagend.worker.controlnets import Controlnets
+from imagend.worker.detect import Detectors
 from imagend.worker.embedding_cache import EmbeddingCache
 from imagend.worker.inversions import Inversions
 from imagend.worker.ip_adapter import IpAdapter
@@ -55,6 +56,7 @@ class Pipelines:
         self.inversions = Inversions(models)
         self.controlnets = Controlnets(models, self.dtype)
         self.ip_adapter = IpAdapter(models, self._embeddings())
+        self.detectors = Detectors(models, device, self.make_room)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         limit_bytes = int(self.settings.base_cache_gb * 2**30)
         self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)
@@ -123,6 +125,12 @@ class Pipelines:
             self.switch.shed()
             self.controlnets.shed()
             self.ip_adapter.shed()
+            self.detectors.forget()
+
+    def make_room(self) -> None:
+        """For what works beside the pipeline: it leaves the device, and is brought back by the next job that paints."""
+        self.free_caches()
+        self.ladder.placement.leave()
 
     def identity(self) -> str:
         """Which weights are loaded."""
