@@ -22,6 +22,7 @@ class ModelKind(enum.StrEnum):
     IP_ADAPTER = "ip_adapter"
     PREPROCESSOR = "preprocessor"
     DETECTOR = "detector"
+    SAFETY = "safety"
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -48,6 +49,7 @@ _FOLDERS = {
     ModelKind.IP_ADAPTER: ("ipadapter",),
     ModelKind.PREPROCESSOR: ("preprocessors",),
     ModelKind.DETECTOR: ("detection",),
+    ModelKind.SAFETY: ("safety",),
 }
 _NOUNS = {
     ModelKind.BASE: "model",
@@ -56,6 +58,7 @@ _NOUNS = {
     ModelKind.CONTROLNET: "ControlNet",
     ModelKind.CLIP_VISION: "CLIP vision encoder",
     ModelKind.IP_ADAPTER: "IP-Adapter",
+    ModelKind.SAFETY: "safety classifier",
 }
 
 

@@ -26,10 +26,8 @@ _MAX_DEPTH = 8
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _MARKS = {  # what makes a folder a model
     ModelKind.BASE: "model_index.json",
-    **dict.fromkeys(
-        (ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION, ModelKind.PREPROCESSOR, ModelKind.DETECTOR),
-        "config.json",
-    ),
+    **dict.fromkeys((ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION), "config.json"),
+    **dict.fromkeys((ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY), "config.json"),
 }
 _MAX_YAML_BYTES = 2**20
 

@@ -20,6 +20,7 @@ _CLASSES = {
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
     ModelKind.PREPROCESSOR: ("DepthAnythingForDepthEstimation", "DPTForDepthEstimation", "VitPoseForPoseEstimation"),
     ModelKind.DETECTOR: ("GroundingDinoForObjectDetection", "SamModel"),
+    ModelKind.SAFETY: ("ViTForImageClassification", "CLIPForImageClassification", "SiglipForImageClassification"),
 }
 _MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
 Configs = Mapping[str, Mapping[str, Any]]
@@ -76,6 +77,8 @@ def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
         return Architecture(kind, "pose" if name == "VitPoseForPoseEstimation" else "depth")
     if kind is ModelKind.DETECTOR:
         return Architecture(kind, MASKS if name == "SamModel" else BOXES)
+    if kind is ModelKind.SAFETY:
+        return Architecture(kind, "transformers")
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:
         raise ValueError(f"a VAE of {ascii(config['latent_channels'])[:20]} latent channels: SDXL's has 4")
     if kind is ModelKind.VAE and config.get("scaling_factor") == 0.18215:  # the only thing that tells them apart

@@ -316,6 +316,17 @@ def test_a_detector_with_its_words_and_without_its_code(place: Place, tmp_path: 
         assert Models(place.root).find(half, ModelKind.DETECTOR).architecture.format == half
 
 
+def test_a_safety_classifier_without_its_pickle(place: Place, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    import classifiers
+
+    files = folder_of(classifiers.save(tmp_path / "made"))
+    hugging_face(place.server, files | {"pytorch_model.bin": b"1", "optimizer.pt": b"2", "README.md": b"#"})
+    fetched = place.fetch("https://huggingface.co/org/repo", name="nsfw")
+    assert (fetched.kind, fetched.path) == (ModelKind.SAFETY, place.root / "safety" / "nsfw")
+    assert folder_of(fetched.path) == files
+
+
 def test_a_small_file_that_is_not_the_commits(place: Place) -> None:
     files = folder_of(SHAPES_XL)
     hugging_face(place.server, files)

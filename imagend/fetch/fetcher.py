@@ -41,7 +41,7 @@ GB = 10**9
 POLL_S = 1.0
 _FOLDERS = (
     *(ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION),
-    *(ModelKind.PREPROCESSOR, ModelKind.DETECTOR),
+    *(ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY),
 )
 
 
