@@ -16,7 +16,8 @@ import structlog
 from imagend.config import Config
 from imagend.daemon.aftermath import Aftermath
 from imagend.daemon.disk import Disk
-from imagend.daemon.ending import Ending, accepted_at, load_whole
+from imagend.daemon.dispatch import Dispatch
+from imagend.daemon.ending import Ending, load_whole
 from imagend.daemon.executor import Arrived, Died, Event, Executor, Heard, Mailbox, ReloadRequested, StopRequested
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
@@ -25,17 +26,15 @@ from imagend.daemon.limits import Gate
 from imagend.daemon.operator import Operator
 from imagend.daemon.outlook import Outlook
 from imagend.daemon.reception import Reception
-from imagend.daemon.recipe import fill
 from imagend.daemon.recovery import recover
 from imagend.daemon.remembered import Remembered
 from imagend.daemon.settings import Settings
-from imagend.daemon.slots import Running, Slot
+from imagend.daemon.slots import Slot
 from imagend.daemon.states import States
 from imagend.daemon.turn import Turn
 from imagend.daemon.unlisted import LOOK_S, Unlisted
-from imagend.errors import JobFailed, Rejected
-from imagend.job import Outcome, Ref
-from imagend.messages import Ended, Failure, Known, Made, MemoryShort, Message, Progress, Ready, Run, Stop
+from imagend.job import Ref
+from imagend.messages import Ended, Made, MemoryShort, Message, Progress, Ready, Stop
 from imagend.outputs import Outputs
 from imagend.spool import Spool
 
@@ -89,6 +88,20 @@ class Daemon:
         unlisted = Unlisted(librarian, lambda: self.clock())
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending, unlisted)
         self.operator = Operator(spool, outputs, self.turn, self.disk, self.ending, self.slots.values(), executor)
+        self.dispatch = Dispatch(
+            spool,
+            outputs,
+            self.turn,
+            self.slots.values(),
+            librarian,
+            self.remembered,
+            self.disk,
+            self.ending,
+            executor,
+            lambda: self.settings.config,
+            lambda: self.clock(),
+            lambda: self.wall(),
+        )
         self._stop_by = self._tidy_at = 0.0
         self.stopping, self._changed = False, True
 
@@ -118,7 +131,7 @@ class Daemon:
             for slot in self.slots.values():
                 slot.tend(self.executor, self.settings.config, now, wanted=self.turn.next(slot.lane) is not None)
             if room and self.disk.well and self.librarian.ready:
-                self.hand_out()
+                self.dispatch.hand_out()
         elif now > self._stop_by:
             self.kill_all()
         self.aftermath.tend(self.settings.config.max_attempts, self.stopping)
@@ -150,8 +163,7 @@ class Daemon:
         now = self.clock()
         longest = MIN_INTERVAL_S if self._changed else min(TICK_S, self.settings.config.heartbeat_s)
         longest = min(longest, LOOK_S) if self.aftermath.unlisted else longest
-        due = any(slot.state == "idle" and self.turn.next(slot.lane) for slot in self.slots.values())
-        if due and self.disk.well and self.reception.open and self.librarian.ready:
+        if self.dispatch.is_due and self.disk.well and self.reception.open and self.librarian.ready:
             return 0.0  # a job ended before it was painted: the next one waits
         if self.disk.owing:
             return max(0.0, min(longest, self.disk.again_at - now))
@@ -185,43 +197,6 @@ class Daemon:
                 slot.cancel(self.executor, self.settings.config, self.clock())
                 return True
         return False
-
-    # From the queue to the workers
-
-    def hand_out(self) -> None:
-        """Give each idle worker the job whose turn it is; no more at once, so that the loop stays quick."""
-        for slot in self.slots.values():
-            if slot.state == "idle" and (ref := self.turn.next(slot.lane)) is not None:
-                try:
-                    self.start(slot, ref)
-                except OSError as error:  # it keeps its place
-                    self.disk.refused("claim", error)
-                    return
-                self.disk.worked("claim")
-                self.turn.serve(ref)
-
-    def start(self, slot: Slot, ref: Ref) -> None:
-        """Claim a job and send it to a worker; one that cannot be painted ends here."""
-        try:
-            job = load_whole(self.spool, ref)
-            spec, model = fill(job, self.settings.config, self.librarian.find)
-            fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
-            self.librarian.check_active(fields, accepted)
-            pictures = self.librarian.pictures(spec.pictures) | self.spool.attachments.places(ref, spec.pictures)
-        except (JobFailed, Rejected) as error:  # Rejected: an older imagend took in what this one cannot read
-            self.disk.owe(partial(self.ending.end, ref, Outcome.FAILED, failure=Failure.of(error)))
-            return
-        folder = str(self.outputs.draft(ref))
-        attempt = self.ending.claim(ref)
-        now = self.clock()
-        until = now + slot.limit_s(self.settings.config)
-        slot.take(Running(job, spec, attempt, accepted, self.wall(), until), self.settings.config, now)
-        memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
-        known = Known(digests=self.librarian.known(fields), memory=memory)
-        last = attempt >= self.settings.config.max_attempts
-        run = Run(job=ref, kind=job.kind, spec=fields, folder=folder, pictures=pictures, known=known, last=last)
-        self.executor.send(slot.name, run)
-        log.info("started", job=str(ref), worker=slot.name, attempt=attempt)
 
     # From the workers to the outputs
 
