@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,11 +15,12 @@ from imagend.reference_field import MAX_REFERENCES, Reference
 from imagend.upscaling import Chain
 
 MAX_PICTURES = 64
-STRENGTH = 0.3  # diffusers' default
 
 
 class Generate(Frozen):
     """Text to picture. Names and meanings are those of diffusers' StableDiffusionXLPipeline."""
+
+    default_strength: ClassVar[float] = 0.3  # diffusers'
 
     prompt: str = Field(description="What to paint; to 4,096 tokens.")
     negative_prompt: str | None = Field(
@@ -160,7 +161,7 @@ class Generate(Frozen):
     def denoising_steps(self) -> int:
         """How many of num_inference_steps are done, as diffusers counts."""
         assert self.num_inference_steps is not None
-        part = (self.strength or STRENGTH) if self.is_img2img else 1.0
+        part = (self.strength or self.default_strength) if self.is_img2img else 1.0
         return min(int(self.num_inference_steps * part), self.num_inference_steps)
 
     @property

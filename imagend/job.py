@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from imagend.control import Preprocess
+from imagend.edit_spec import Edit
 from imagend.fetch_spec import Fetch
 from imagend.fields import CLIENT_NAME as CLIENT_NAME
 from imagend.fields import MAX_SEED as MAX_SEED
@@ -44,6 +45,7 @@ class Kind(enum.StrEnum):
     imagend/fetch/."""
 
     GENERATE = "generate"
+    EDIT = "edit"
     UPSCALE = "upscale"
     PREPROCESS = "preprocess"
     FETCH = "fetch"
@@ -64,7 +66,7 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "upscale", "preprocess", "fetch", "cancel"] = Field(
+    kind: Literal["generate", "edit", "upscale", "preprocess", "fetch", "cancel"] = Field(
         description="What to do; each kind has fields of its own, below."
     )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
@@ -109,10 +111,10 @@ class Cancel(Frozen):
 
 
 SPECS: Mapping[str, type[Frozen]] = {
-    **{"generate": Generate, "upscale": Upscale, "preprocess": Preprocess},
+    **{"generate": Generate, "edit": Edit, "upscale": Upscale, "preprocess": Preprocess},
     **{"fetch": Fetch, "cancel": Cancel},
 }
-Spec = Generate | Upscale | Preprocess | Fetch
+Spec = Generate | Edit | Upscale | Preprocess | Fetch
 
 
 class Job(Frozen):

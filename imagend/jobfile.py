@@ -41,7 +41,9 @@ CLOCK_SKEW = timedelta(minutes=5)
 MAX_PROBLEMS = 10
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that never ends is taken whole: linear time
 _BRACKET = re.compile(r"[\[\]{}]")
-_PRIVATE = re.compile(r"(negative_)?prompt|source|notes|items(\.\d+(\.values(\..*)?)?)?", re.DOTALL)
+_PRIVATE = re.compile(
+    r"(negative_)?prompt|source|notes|mask(\.find(\..*)?)?|items(\.\d+(\.values(\..*)?)?)?", re.DOTALL
+)
 """Fields whose values are in no message: it may reach a log."""
 _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)
 _PATTERNS = {

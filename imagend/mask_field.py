@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from imagend.fields import MAX_SIDE, Frozen, PictureName, printable
 
 BLUR = 21
+THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25  # GroundingDINO's own
 MAX_BLUR = 255
 MAX_EXPAND = 512
 MAX_BOXES = 64
 MAX_TEXTS = 16
+
+
+T = TypeVar("T")
 
 
 def _box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -22,18 +26,45 @@ def _box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     return box
 
 
-def _texts(find: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    texts = (find,) if isinstance(find, str) else find
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise ValueError(f"takes 1 to {MAX_TEXTS} things to find")
-    if not all(text.strip() for text in texts):
+def _several(find: object) -> object:
+    """One text, or several."""
+    if isinstance(find, str):
+        return (find,)
+    if not isinstance(find, (list, tuple)):
+        raise ValueError("must be a text, or a list of texts")
+    return tuple(find)
+
+
+def _some(several: tuple[T, ...]) -> tuple[T, ...]:
+    if not several:
+        raise ValueError("is empty; leave it out, or give at least one")
+    return several
+
+
+def _text(text: str) -> str:
+    if not text.strip(" ."):
         raise ValueError("must say what to find, such as: the car")
-    return find
+    return printable(text)
 
 
 _Edge = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Box = Annotated[tuple[_Edge, _Edge, _Edge, _Edge], AfterValidator(_box)]
-Text = Annotated[str, Field(max_length=200), AfterValidator(printable)]
+_MAX_TEXT = 200
+Text = Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_text)]
+Texts = Annotated[
+    tuple[Text, ...],
+    Field(max_length=MAX_TEXTS),
+    AfterValidator(_some),
+    BeforeValidator(_several),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                text := {"type": "string", "maxLength": _MAX_TEXT},
+                {"type": "array", "items": text, "minItems": 1, "maxItems": MAX_TEXTS},
+            ]
+        }
+    ),
+]
 
 
 class Mask(Frozen):
@@ -43,13 +74,11 @@ class Mask(Frozen):
         None,
         description="A mask, as `image` names a picture, and of that picture's size: white is meant, black is not.",
     )
-    boxes: tuple[Box, ...] | None = Field(
+    boxes: Annotated[tuple[Box, ...], Field(max_length=MAX_BOXES), AfterValidator(_some)] | None = Field(
         None,
-        min_length=1,
-        max_length=MAX_BOXES,
         description="Rectangles in pixels of the picture, from its top left corner: left, top, right, bottom.",
     )
-    find: Annotated[Text | tuple[Text, ...], AfterValidator(_texts)] | None = Field(
+    find: Texts | None = Field(
         None, description="What to look for in the picture, in words: `the car`, or several: `[the car, a dog]`."
     )
     whole: bool = Field(False, description="The whole picture.")
@@ -89,4 +118,4 @@ class Mask(Frozen):
     @property
     def texts(self) -> tuple[str, ...]:
         """What to find."""
-        return (self.find,) if isinstance(self.find, str) else self.find or ()
+        return self.find or ()

@@ -17,7 +17,7 @@ from conftest import REPOSITORY  # noqa: E402
 from imagend.config import Config  # noqa: E402
 from imagend.daemon.recipe import complete  # noqa: E402
 from imagend.generate_spec import Generate  # noqa: E402
-from imagend.job import Ref  # noqa: E402
+from imagend.job import SPECS, Ref  # noqa: E402
 from imagend.messages import Known, Message, Run  # noqa: E402
 from imagend.model_names import wanted  # noqa: E402
 from imagend.models import Models  # noqa: E402
@@ -44,15 +44,16 @@ class Painter:
         if self.hear:
             self.hear(message)
 
-    def run(self, folder: Path, pictures: dict[str, Path] | None = None, **fields: Any) -> Any:
+    def run(self, folder: Path, pictures: dict[str, Path] | None = None, kind: str = "generate", **fields: Any) -> Any:
         """Paint a job into a folder; the worker's Ended. `pictures` are where the pictures are that it names."""
         self.said = []
-        asked = Generate.model_validate_json(json.dumps(fields))
+        asked = SPECS[kind].model_validate_json(json.dumps(fields))
+        assert isinstance(asked, Generate)
         spec = complete(asked, REF, Config(), self.models.find(wanted(asked.model or "shapes-xl").name))
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(
             job=REF,
-            kind="generate",
+            kind=kind,
             spec=spec.model_dump(mode="json"),
             folder=str(folder),
             pictures={name: str(path) for name, path in (pictures or {}).items()},

@@ -19,10 +19,12 @@ from imagend.cli import COMMANDS
 from imagend.config import Config
 from imagend.control import Control
 from imagend.daemon import events
+from imagend.edit_spec import Edit
 from imagend.errors import ImagendError
 from imagend.generate_spec import Generate
 from imagend.job import SPECS, Header
 from imagend.lora_field import Lora
+from imagend.mask_field import Mask
 from imagend.reference_field import Reference
 from imagend.set_field import Item
 from imagend.status import (
@@ -46,10 +48,13 @@ from imagend.upscaling import Chain, UpscaleStep
 
 
 def fields_table(model: type[Any]) -> str:
-    """The fields of a model as docs/job.md shows them."""
+    """The fields of a model as docs/job.md shows them; of what is a kind of another one, those that are not alike."""
     schema = model.model_json_schema()
     rows = ["| field | values | default | meaning |", "|---|---|---|---|"]
+    others = model.__base__.model_json_schema()["properties"] if model is Edit else {}
     for name, field in schema["properties"].items():
+        if field == others.get(name):
+            continue
         required = name in schema.get("required", ())
         default = "required" if required else f"`{_json(field.get('default'))}`"
         rows.append(f"| `{name}` | {_values(field, schema)} | {default} | {field['description']} |")
@@ -61,8 +66,9 @@ def _json(value: Any) -> str:
 
 
 def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
-    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-    (option,) = options
+    option, *others = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    if others:
+        return f"{_values(option, schema)}, or a list of them; 1 to {others[0]['maxItems']} of them"
     if "$ref" in option:
         option = schema["$defs"][option["$ref"].rpartition("/")[2]]
     if "enum" in option:
@@ -80,6 +86,8 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
         "array": "list of whole numbers",
     }
     limits = option if option["type"] != "array" else option["items"]
+    if "prefixItems" in limits:
+        return f"list of {len(limits['prefixItems'])} whole numbers each, 1 to {option['maxItems']} of them"
     if "$ref" in limits:
         return f"list of objects, at most {option['maxItems']}: see below"
     text = words[option["type"]]
@@ -100,7 +108,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("model", [Header, *SPECS.values(), Lora, Control, Reference, Chain, UpscaleStep, Item])
+@pytest.mark.parametrize("model", [Header, *SPECS.values(), Mask, Lora, Control, Reference, Chain, UpscaleStep, Item])
 def test_the_job_reference_is_what_the_code_takes(model: type[Any]) -> None:
     table = fields_table(model)
     assert table in (REPOSITORY / "docs" / "job.md").read_text(), f"docs/job.md should hold:\n{table}"

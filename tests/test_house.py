@@ -72,6 +72,7 @@ WORDS = {
     "router",
     "edit_rules",
     "edit_settings",
+    "edit_spec",
     "model_settings",
     "lanes",
     "sources",

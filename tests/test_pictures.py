@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,49 @@ def test_submit_upscale_as_it_is_typed(home: Home, front: Path) -> None:
     done = submit("--seed", "4")
     assert done.returncode == 64
     assert "seed: is not a field" in done.stderr
+
+
+def test_submit_edit_as_it_is_typed(home: Home, front: Path) -> None:
+    """Pictures that are files here are sent along, the mask too; the worker is told where both are."""
+    (home.root / "mask.png").write_bytes(b"a mask")
+    sent = f"sha256:{hashlib.sha256(b'a mask').hexdigest()}"
+
+    def submit(*options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "imagend", "submit", "edit", "--prompt", "x", "--image", "leona/front", *options]
+        return subprocess.run(line, cwd=home.root, capture_output=True, text=True, check=False)
+
+    daemon = home.daemon()
+    put_on_shelf(daemon, home)
+    typed = [
+        (("--mask", "mask.png", "--mask-blur", "3", "--mask-invert"), {"image": sent, "blur": 3, "invert": True}),
+        (("--mask", "leona/front", "--mask-expand", "-2"), {"image": "leona/front", "expand": -2}),
+        (("--mask", "1,2,30,40", "--mask", "5,6,7,8"), {"boxes": [[1, 2, 30, 40], [5, 6, 7, 8]]}),
+        (("--mask", "whole", "--transparency", "white"), {"whole": True}),
+        (
+            ("--mask", "the car", "--mask-threshold", "0.5", "--strength", "0.5"),
+            {"find": ["the car"], "threshold": 0.5},
+        ),
+    ]
+    for options, expected in typed:
+        done = submit(*options)
+        assert done.returncode == 0, done.stderr
+        run_until_idle(daemon)
+        manifest = home.manifest(Ref("alice", done.stdout.strip()))
+        assert (manifest["outcome"], manifest["kind"]) == ("succeeded", "edit")
+        spec = manifest["spec"]
+        assert {name: spec["mask"][name] for name in expected} == expected
+        assert (spec["width"], spec["height"], spec["model"]) == (None, None, "shapes-xl")
+        assert spec["strength"] == (0.5 if "--strength" in options else 1.0)
+    assert runs(daemon)[0].keys() == {"leona/front", sent}
+    for options, says in [
+        ((), "mask: is missing"),
+        (("--mask", "no-such.png"), "mask.image: .* must be ENTITY/VIEW"),
+        (("--mask", "whole", "--mask", "the car"), "not find and whole"),
+        (("--mask", "whole", "--width", "64"), "an edit has the size of its picture"),
+    ]:
+        done = submit(*options)
+        assert done.returncode == 64
+        assert re.search(says, done.stderr)
 
 
 def test_submit_preprocess_as_it_is_typed(home: Home, front: Path) -> None:

@@ -45,6 +45,7 @@ class Farm:
         self.root = folder / "farm"
         self.config = configuration.load(self.root / "config.yaml")
         Image.new("RGB", (64, 64), "red").save(self.root / "photo.png")
+        Image.new("L", (64, 64), "white").save(self.root / "mask.png")
         dataset = self.config.reference / "datasets" / "hats"
         dataset.mkdir(parents=True)
         Image.new("RGB", (64, 64), "blue").save(dataset / "hat.png")

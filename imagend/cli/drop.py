@@ -90,3 +90,13 @@ def _put(folder: Path, name: str, raw: bytes) -> None:
         if error.filename2 is None:
             raise
         files.sync(folder)
+
+
+def number(text: str) -> Any:
+    """A number from a command line; what is none is left to the check of the job."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

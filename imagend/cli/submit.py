@@ -12,7 +12,7 @@ from typing import Any
 
 from imagend import config as configuration
 from imagend import set_table
-from imagend.cli import drop
+from imagend.cli import drop, mask_option
 from imagend.cli.watch import add_watch_options, follow
 from imagend.config import Config
 from imagend.control import ControlType
@@ -21,7 +21,7 @@ from imagend.job import SPECS, Frozen, Header, Kind, Ref
 from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source", "items")
+_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source", "items", "mask")
 _TYPE = "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora."
 
 
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
     fields = parser.add_argument_group("fields of a job (docs/job.md)")
-    specs = (SPECS[kind].model_fields for kind in ("fetch", "preprocess", "upscale", "generate"))
+    specs = (SPECS[kind].model_fields for kind in ("fetch", "preprocess", "upscale", "edit", "generate"))
     every = dict(item for model_fields in (Header.model_fields, *specs) for item in model_fields.items())
     for name, field in every.items():
         if (field.alias or name) not in _OWN:
@@ -83,9 +83,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image",
         dest="field_image",
         metavar="PICTURE",
-        help="a picture to begin with (img2img), to upscale or to preprocess: a file of yours, which is sent along, or "
-        "ENTITY/VIEW as `imagend references` lists them",
+        help="a picture to begin with (img2img), to edit, to upscale or to preprocess: a file of yours, which is "
+        "sent along, or ENTITY/VIEW as `imagend references` lists them",
     )
+    mask_option.configure(fields)
     fields.add_argument(
         "--chain-upscale",
         dest="field_chain",
@@ -117,7 +118,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = _identity(configuration.load(configuration.find(arguments.config)), arguments)
     given = {key.removeprefix("field_"): value for key, value in vars(arguments).items() if key.startswith("field_")}
-    given["items"] = _items(arguments)
+    given |= {"items": _items(arguments), "mask": mask_option.field(arguments)}
     given = {key: value for key, value in given.items() if value is not None}
     if (arguments.kind is None) == (arguments.file is None):
         raise UsageError("Give either a kind (imagend submit generate --prompt …) or --file PAYLOAD.json.")
@@ -150,7 +151,7 @@ def _lower(spec: type[Frozen], field: str) -> str:
 
 def _lora(text: str) -> dict[str, Any]:
     name, colon, weight = text.rpartition(":")
-    return {"name": name, "weight": _number(weight)} if colon else {"name": text}
+    return {"name": name, "weight": drop.number(weight)} if colon else {"name": text}
 
 
 def _control(plain: bool, text: str) -> dict[str, Any]:
@@ -171,14 +172,14 @@ def _weighted(text: str, key: str) -> dict[str, Any]:
     image, colon, strength = text.rpartition(":")
     if not colon or image == "sha256":
         return {"image": text}
-    return {"image": image, key: _number(strength)}
+    return {"image": image, key: drop.number(strength)}
 
 
 def _chain(text: str) -> dict[str, Any]:
     scale, _, rest = text.partition(":")
     upscaler, colon, strength = rest.rpartition(":") if ":" in rest else (rest, "", "")
-    chosen = ({"upscaler": upscaler} if upscaler else {}) | ({"strength": _number(strength)} if colon else {})
-    return {"upscale": {"scale": _number(scale)} | chosen}
+    chosen = ({"upscaler": upscaler} if upscaler else {}) | ({"strength": drop.number(strength)} if colon else {})
+    return {"upscale": {"scale": drop.number(scale)} | chosen}
 
 
 def item_value(text: str) -> tuple[str, str, str]:
@@ -202,7 +203,7 @@ def change(items: dict[str, dict[str, Any]], options: Iterable[tuple[str, str, s
     for name, key, value in options:
         item = items.setdefault(name, {"name": name, "values": {}})
         if key == set_table.SEED:
-            item[key] = _number(value)
+            item[key] = drop.number(value)
         else:
             item["values"][key] = value
 
@@ -225,7 +226,7 @@ def _from_options(config: Config, kind: str, given: dict[str, Any]) -> Ref:
     pictures = {}
     if "sha256" in given:
         given["sha256"] = given["sha256"].lower()
-    for holder in (given, *given.get("control", ()), *given.get("references", ())):
+    for holder in (given, *given.get("control", ()), *given.get("references", ()), given.get("mask", {})):
         if holder.get("image") and Path(holder["image"]).is_file():
             holder["image"], raw = drop.read_picture(Path(holder["image"]))
             pictures[holder["image"]] = raw
@@ -240,24 +241,15 @@ def _compose(kind: str, given: dict[str, Any]) -> bytes:
     fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
         types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
-        if name in ("loras", "control", "references", "chain", "items"):
+        if name in ("loras", "control", "references", "chain", "items", "mask"):
             fields[name] = text
         elif "array" in types:
-            fields[name] = [_number(part) for part in text.split(",")]
+            fields[name] = [drop.number(part) for part in text.split(",")]
         elif "boolean" in types:
             fields[name] = {"true": True, "false": False}.get(text, text)
         else:
-            fields[name] = _number(text) if types & {"integer", "number"} else text
+            fields[name] = drop.number(text) if types & {"integer", "number"} or name not in schema else text
     return drop.compose(fields)
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _from_file(config: Config, path: Path) -> Ref:

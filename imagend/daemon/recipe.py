@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from imagend import presets, schedulers
 from imagend.config import Config
+from imagend.edit_spec import Edit
 from imagend.errors import UnsupportedSetting
-from imagend.generate_spec import STRENGTH, Generate
+from imagend.generate_spec import Generate
 from imagend.job import Job, Ref, Spec
 from imagend.lora_field import with_tags
 from imagend.model_names import wanted
@@ -54,9 +55,7 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
     filled = _sampling(spec, config.model_settings.get(model.name, ModelSettings()), model) | {
         "model": wanted(spec.model or config.default_model).of(model.name),
         "loras": loras,
-        "strength": STRENGTH if spec.strength is None and spec.image is not None else spec.strength,
-        "width": spec.width or width,
-        "height": spec.height or height,
+        "strength": spec.default_strength if spec.strength is None and spec.image is not None else spec.strength,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         **_seeds(spec, ref),
@@ -64,11 +63,13 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         "table": None,
         "image_type": None,
     }
+    if not isinstance(spec, Edit):  # it has the size of its picture, and is painted at one that only the worker knows
+        filled |= {"width": spec.width or width, "height": spec.height or height}
     if spec.chain is not None:
         step = spec.chain.upscale
         filled["chain"] = {"upscale": step.model_dump() | {"upscaler": step.upscaler or config.default_upscaler}}
     try:
-        return Generate.model_validate(spec.model_dump() | filled)
+        return type(spec).model_validate(spec.model_dump() | filled)
     except ValidationError as error:
         why = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors(include_input=False))
         culprit = f"image_type: {spec.image_type!r}" if spec.image_type else f"model: {model.name!r}, as it is set,"

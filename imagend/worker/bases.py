@@ -20,7 +20,7 @@ from imagend.worker.vae import upcast
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their own import-time warnings; nobody here can act on them
-    from diffusers import AutoencoderKL, ControlNetModel
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from diffusers import StableDiffusionXLPipeline as StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError, convert_controlnet_checkpoint
     from safetensors import SafetensorError
@@ -56,14 +56,14 @@ class Loaded:
 def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
     """Into main memory. Raises BrokenModel, UnusableModel, BrokenWeights, ModelReplaced; what memory and devices
     raise."""
-    if model.architecture.inpainting:
-        raise UnusableModel("model", model.name, "for inpainting: it only repaints pictures")
     models.check(model)
     folder = models.config_folder(model)
     options: dict[str, Any] = {"local_files_only": True, "dtype": dtype, "add_watermarker": False}
     with errors_of(model):
         if model.is_file:
             without = {} if model.architecture.has_vae else {"vae": None}
+            if model.architecture.inpainting:  # the configuration is that of one of 4 channels
+                options["unet"] = _unet_for_inpainting(model, folder, dtype)
             pipe = StableDiffusionXLPipeline.from_single_file(model.path, config=str(folder), **options, **without)
         else:
             pipe = StableDiffusionXLPipeline.from_pretrained(model.path, use_safetensors=True, **options)
@@ -73,6 +73,11 @@ def load_base(model: Model, models: Models, dtype: torch.dtype) -> Loaded:
     rest["force_zeros_for_empty_prompt"] = pipe.config.force_zeros_for_empty_prompt
     rest["scheduler"] = _scheduler(model, pipe.scheduler)
     return Loaded(model, parts, rest, folder)
+
+
+def _unet_for_inpainting(model: Model, folder: Path, dtype: torch.dtype) -> Any:
+    where = {"config": str(folder), "subfolder": "unet", "local_files_only": True}
+    return UNet2DConditionModel.from_single_file(model.path, in_channels=9, dtype=dtype, **where)
 
 
 def load_vae(model: Model, base: Loaded, models: Models, dtype: torch.dtype) -> Loaded:
@@ -118,6 +123,8 @@ def _controlnet_of_file(tensors: dict[str, torch.Tensor], unet: Any) -> Any:
         conditioning_embedding_out_channels=(len(tensors[first]), *widths),
         load_weights_from_unet=False,
     )
+    if (channels := tensors["conv_in.weight"].shape[1]) != net.config.in_channels:  # the UNet is one for inpainting
+        net = ControlNetModel.from_config({**net.config, "in_channels": channels})
     net.load_state_dict(tensors)
     return net
 

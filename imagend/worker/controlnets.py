@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 
 from imagend.architecture import ModelKind
 from imagend.control import Control, choose
@@ -19,7 +20,6 @@ from imagend.memory_plan import Stage
 from imagend.models import Model, Models
 from imagend.worker.bases import load_controlnet
 from imagend.worker.loras import Context
-from imagend.worker.pictures import Picture
 from imagend.worker.preprocessors import Preprocessors
 
 with warnings.catch_warnings():
@@ -100,14 +100,13 @@ def acting(spec: Generate) -> tuple[Control, ...]:
     return tuple(control for control in spec.control if control.control_strength > 0)
 
 
-def arguments(spec: Generate, pictures: Mapping[str, Picture], preprocessors: Preprocessors) -> dict[str, Any]:
-    """What the pipeline's call takes for them; nothing without any. Raises what Preprocessors.make() does."""
-    assert spec.width is not None
-    assert spec.height is not None
+def arguments(spec: Generate, canvas: Callable[[str], Image.Image], preprocessors: Preprocessors) -> dict[str, Any]:
+    """What the pipeline's call takes for them; nothing without any. `canvas` gives a picture at the size that is
+    painted. Raises what Preprocessors.make() does."""
     controls = acting(spec)
     if not controls:
         return {}
-    sized = [pictures[control.image].sized(spec.width, spec.height) for control in controls]
+    sized = [canvas(control.image) for control in controls]
     lists: dict[str, list[Any]] = {
         "control_image" if spec.is_img2img else "image": [
             preprocessors.make(control.type, image) if control.preprocess and control.type else image

@@ -18,11 +18,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from imagend import __version__, lora, schedulers
+from imagend.edit_spec import Edit
 from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
 
 AI_MADE = "trainedAlgorithmicMedia"
+_COMPOSITE = "compositeWithTrainedAlgorithmicMedia"
 _WORKED_ON = "algorithmicallyEnhanced"
+AI_MARKS = (AI_MADE, _COMPOSITE)
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -72,11 +75,12 @@ def mark(made_by_ai: bool, item: dict[str, Any] | None) -> PngInfo:
 
 
 def png_text(spec: Generate, seed: int, engine: dict[str, Any], item: dict[str, Any]) -> PngInfo:
-    """What goes into the PNG beside the pixels; with metadata "none" only the AI mark."""
+    """What goes into the PNG beside the pixels; with metadata "none" only the AI mark. Of an edit a part is AI-made."""
     text, full = PngInfo(), spec.metadata == "full"
     if full:
         text.add_itxt("parameters", infotext(spec, seed, engine))
-    return _with(text, item if full else None, _XMP)
+    xmp = _XMP.replace(AI_MADE, _COMPOSITE) if isinstance(spec, Edit) else _XMP
+    return _with(text, item if full else None, xmp)
 
 
 def _with(text: PngInfo, item: dict[str, Any] | None, xmp: str) -> PngInfo:
@@ -89,6 +93,7 @@ def _with(text: PngInfo, item: dict[str, Any] | None, xmp: str) -> PngInfo:
 def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
     """AUTOMATIC1111's three-part text: prompt, negative prompt, settings."""
     scheduler, model, vae, upscaler = engine["scheduler"], engine["model"], engine.get("vae"), engine.get("upscaler")
+    painted = engine.get("edit") or {"width": spec.width, "height": spec.height}
     hires = spec.chain.upscale.strength if spec.chain and upscaler else None
     settings: dict[str, object] = {
         "Steps": spec.num_inference_steps,
@@ -97,7 +102,7 @@ def infotext(spec: Generate, seed: int, engine: dict[str, Any]) -> str:
         "Denoising strength": hires or spec.strength,
         "CFG scale": f"{spec.guidance_scale:g}",
         "Seed": seed,
-        "Size": f"{spec.width}x{spec.height}",
+        "Size": f"{painted['width']}x{painted['height']}",
         "Model hash": model["sha256"][:10],
         "Model": model["name"],
         "VAE hash": vae["sha256"][:10] if vae else None,

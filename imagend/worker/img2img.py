@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from imagend.errors import NotFinite
+from imagend.generate_spec import Generate
 from imagend.worker.vae import in_float32
 
 with warnings.catch_warnings():
@@ -35,6 +36,10 @@ class Beginning:
     def __init__(self, vae: Any, distribution: Any, dtype: torch.dtype) -> None:
         self._vae, self._distribution, self._dtype = vae, distribution, dtype
 
+    def start(self, pipe: Any, spec: Generate, generator: torch.Generator) -> tuple[Any, dict[str, Any]]:
+        """What paints from it, and what its call takes."""
+        return pipeline(pipe), {"image": self.latents(generator), "strength": spec.strength}
+
     def latents(self, generator: torch.Generator) -> torch.Tensor:
         """As the pipeline's prepare_latents(): the first that the generator is asked for; the noise comes after it."""
         config = self._vae.config
@@ -47,10 +52,12 @@ class Beginning:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def encode(pipe: Any, image: Image.Image, dtype: torch.dtype) -> Beginning:
-    """`dtype` is that of the embeddings, which the pipeline computes in. Raises NotFinite."""
+def encode(pipe: Any, image: Image.Image | torch.Tensor, dtype: torch.dtype) -> Beginning:
+    """Of a picture, or of samples from -1 to 1. `dtype` is that of the embeddings, which the pipeline computes in.
+    Raises NotFinite."""
     vae = pipe.vae
-    samples = pipe.image_processor.preprocess(image).to(pipe._execution_device, dtype)
+    samples = pipe.image_processor.preprocess(image) if isinstance(image, Image.Image) else image
+    samples = samples.to(pipe._execution_device, dtype)
 
     def distribution() -> Any:
         return vae.encode(samples.to(vae.dtype)).latent_dist

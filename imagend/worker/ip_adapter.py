@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from imagend.architecture import ModelKind
@@ -138,8 +139,16 @@ class IpAdapter:
         if self._unet is None:
             self._loaded = None
 
-    def arguments(self, spec: Generate, pictures: Mapping[str, Picture], pipe: Any, context: Context) -> dict[str, Any]:
-        """What the pipeline's call takes for the references; nothing without any."""
+    def arguments(
+        self,
+        spec: Generate,
+        pictures: Mapping[str, Picture],
+        canvas: Callable[[str], Image.Image],
+        pipe: Any,
+        context: Context,
+    ) -> dict[str, Any]:
+        """What the pipeline's call takes for the references; nothing without any. `canvas` gives a picture at the size
+        that is painted."""
         references = acting(spec.references, spec.reference_strength)
         if not references or self._encoder is None:
             return {}
@@ -157,7 +166,7 @@ class IpAdapter:
             ]
         }
         if any(one.mask for one in references):
-            masks = [one.mask and _mask(pictures[one.mask], spec).to(pipe._execution_device) for one in references]
+            masks = [one.mask and _mask(canvas(one.mask)).to(pipe._execution_device) for one in references]
             arguments["cross_attention_kwargs"] = {"ip_adapter_masks": masks}
         return arguments
 
@@ -188,11 +197,9 @@ class IpAdapter:
             ]
 
 
-def _mask(picture: Picture, spec: Generate) -> torch.Tensor:
+def _mask(picture: Image.Image) -> torch.Tensor:
     """Of shape (1, 1, height, width), 1 where the reference acts."""
-    assert spec.width is not None
-    assert spec.height is not None
-    mask: torch.Tensor = IPAdapterMaskProcessor().preprocess(picture.sized(spec.width, spec.height))
+    mask: torch.Tensor = IPAdapterMaskProcessor().preprocess(picture)
     return mask
 
 

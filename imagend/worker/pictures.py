@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from imagend.errors import BadPicture
 from imagend.fields import digest_of
 from imagend.worker.decode import decode, read_picture
-from imagend.worker.images import AI_MADE
+from imagend.worker.images import AI_MARKS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Picture:
     """of its file"""
     is_made_by_ai: bool
     """whether its metadata says so"""
+    original: Image.Image
+    """RGBA if it has transparency; else the same as `image`"""
 
     def sized(self, width: int, height: int) -> Image.Image:
         """Scaled (Lanczos) to cover width x height, what is over cut off around the middle; if it is so, untouched."""
@@ -52,7 +54,10 @@ def _open(name: str, path: Path) -> Picture:
     if digest_of(name) not in (None, sha256):
         raise BadPicture(name, "the disk gave other bytes than were sent", "Send it again, with another job")
     image = decode(raw, name)
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
-    return Picture(image, sha256, is_made_by_ai=AI_MADE.encode() in raw)
+    return Picture(_opaque(image), sha256, is_made_by_ai=any(mark.encode() in raw for mark in AI_MARKS), original=image)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

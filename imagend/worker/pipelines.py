@@ -21,7 +21,8 @@ with warnings.catch_warnings():
 
 from imagend import __version__, schedulers
 from imagend.architecture import ModelKind
-from imagend.errors import UnsupportedSetting
+from imagend.edit_spec import Edit
+from imagend.errors import UnsupportedSetting, UnusableModel
 from imagend.generate_spec import Generate
 from imagend.memory_plan import Stage
 from imagend.messages import WorkerSettings
@@ -70,6 +71,7 @@ class Pipelines:
         """
         assert spec.model is not None
         self._loading = context.loading
+        self._check(spec)
         pipe = self.get(spec.model, lambda: context.progress(Stage.LOADING), spec.vae)
         pipe.scheduler = self._scheduler(spec)
         self.loras.apply(pipe, spec, self.ladder.placement.release, context)
@@ -78,6 +80,11 @@ class Pipelines:
         pipe = self.controlnets.apply(pipe, spec, self.ladder.placement.release, context)
         self._hash((*self.controlnets.used, *self.ip_adapter.used))
         return pipe
+
+    def _check(self, spec: Generate) -> None:
+        model = self.models.find(str(spec.model))
+        if model.architecture.inpainting and not isinstance(spec, Edit):
+            raise UnusableModel("model", model.name, "for inpainting: it only repaints pictures, by jobs of kind edit")
 
     def _embeddings(self) -> EmbeddingCache | None:
         folder, size = self.settings.embeddings, self.settings.embedding_cache_mb * 2**20

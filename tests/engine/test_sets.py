@@ -14,7 +14,7 @@ from PIL import Image
 from imagend.errors import UnsupportedSetting
 from imagend.job import Outcome
 from imagend.messages import Progress
-from imagend.worker import contact_sheet, generate, images
+from imagend.worker import contact_sheet, images, paint
 
 TEMPLATE = "a large {colour} {shape} on a {ground} background"
 QUICK = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64}
@@ -162,7 +162,7 @@ def test_a_contact_sheet_is_bounded(tmp_path: Path, count: int, size: tuple[int,
 def test_of_an_item_that_fails_at_its_second_picture_none_is_shown(
     painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, calls = generate.decode, []
+    decode, calls = paint.decode, []
 
     def failing(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -170,7 +170,7 @@ def test_of_an_item_that_fails_at_its_second_picture_none_is_shown(
             raise UnsupportedSetting("no")
         return decode(*arguments)
 
-    monkeypatch.setattr(generate, "decode", failing)
+    monkeypatch.setattr(paint, "decode", failing)
     ended = painter.run(tmp_path, **SET, count=2)
     assert (ended.outcome, list(ended.failed)) == (Outcome.PARTIAL, ["green-star"])
     assert [one.item for one in ended.artifacts] == ["red-circle"] * 2 + ["blue_square"] * 2 + [None]

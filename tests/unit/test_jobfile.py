@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagend import jobfile
+from imagend.edit_spec import UNFIT
 from imagend.errors import Expired, InvalidJob, Rejected, TooLarge
 from imagend.generate_spec import Generate
 from imagend.job import MAX_JOB_BYTES, SPECS, CancelRequest, Header, Job
@@ -344,6 +345,9 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         "contentEncoding": lambda name: name == "base64",
         "minItems": lambda bound: not isinstance(value, list) or len(value) >= bound,
         "maxItems": lambda bound: not isinstance(value, list) or len(value) <= bound,
+        "prefixItems": lambda each: (
+            not isinstance(value, list) or all(fits(item, one, root) for item, one in zip(value, each, strict=False))
+        ),
         "items": lambda each: not isinstance(value, list) or all(fits(item, each, root) for item in value),
         "anyOf": lambda choices: any(fits(value, choice, root) for choice in choices),
         "oneOf": lambda choices: sum(fits(value, choice, root) for choice in choices) == 1,
@@ -376,6 +380,7 @@ def test_the_schema_is_one_of_draft_2020_12() -> None:
 def test_the_schema_describes_every_field(kind: str) -> None:
     variant = next(variant for variant in schema_of_job_file()["oneOf"] if variant["title"] == kind)
     names = {field.alias or name for name, field in (Header.model_fields | SPECS[kind].model_fields).items()}
+    names -= UNFIT.keys() if kind == "edit" else set()
     assert variant["properties"].keys() == names | {"signature"}
     silent = [name for name, value in variant["properties"].items() if not value.get("description")]
     assert silent == []
@@ -397,6 +402,18 @@ def test_the_schema_takes_what_the_daemon_takes(name: str) -> None:
         "cancel-of-a-path",
         "cancel-without-job",
         "clip-skip-negative",
+        "edit-mask-box-negative",
+        "edit-mask-box-of-3",
+        "edit-mask-boxes-65",
+        "edit-mask-expand-513",
+        "edit-mask-finds-17",
+        "edit-mask-finds-a-number",
+        "edit-mask-of-an-unknown-field",
+        "edit-transparency-black",
+        "edit-with-a-chain",
+        "edit-with-a-width",
+        "edit-without-a-mask",
+        "edit-without-image",
         "kind-unknown",
         "label-too-long",
         "metadata-some",
