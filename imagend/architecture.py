@@ -70,7 +70,7 @@ class Architecture:
     kind: ModelKind
     format: str
     """diffusers, single_file, kohya, lycoris …: how its tensors are called; of a preprocessor, what it makes;
-    of a detector, what it finds: boxes or masks"""
+    of a detector, what it finds: boxes or masks; of a safety classifier, its class in transformers"""
     base: str = ""
     """sdxl, or nothing where it goes with any (upscalers), or does not say"""
     family: str = ""

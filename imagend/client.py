@@ -55,7 +55,8 @@ class Cancelled(JobError):
 
 
 class Partial(JobError):
-    """A set of which some items failed. `result` has the pictures of the others, `failed` says why, by item."""
+    """A set of which some items failed, or a job of which some pictures are withheld. `result` has the others, `failed`
+    says why, by item or by number."""
 
     def __init__(self, result: Result) -> None:
         super().__init__("partial", result.manifest)
@@ -204,8 +205,10 @@ class Picture:
 
 
 def _failed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Of a set, what went wrong with which items."""
-    return {one["name"]: one["error"] for one in manifest.get("items") or () if "error" in one}
+    """What went wrong with which items, and which pictures are withheld."""
+    withheld = (manifest.get("safety") or {}).get("withheld", ())
+    failed = {f"{one['index']:04d}": {"code": "WITHHELD", "message": one["label"]} for one in withheld}
+    return failed | {one["name"]: one["error"] for one in manifest.get("items") or () if "error" in one}
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ from imagend.fetch_settings import Fetch
 from imagend.model_settings import ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
+from imagend.safety_settings import Classifier
 
 __all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "find", "load", "template"]
 
@@ -164,6 +165,7 @@ def _known(at: tuple[int | str, ...]) -> Iterable[str]:
         "limits": Limits,
         "fetch": Fetch,
         "edit": Edit,
+        "safety_classifier": Classifier,
         "retention": Retention,
         "clients": Rights,
     }
@@ -185,7 +187,7 @@ def _entry(model: BaseModel, key: str) -> str:
         type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
     )
     value = getattr(model, key)
-    if isinstance(value, Fetch | Retention | Edit) or type(value) is Limits:
+    if isinstance(value, Fetch | Retention | Edit | Classifier) or type(value) is Limits:
         inner = "\n".join(_entry(value, name) for name in type(value).model_fields)
         return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
     return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"

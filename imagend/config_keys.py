@@ -16,6 +16,7 @@ from imagend.messages import FetchSettings, WorkerSettings
 from imagend.model_settings import IMAGE_TYPES, ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
+from imagend.safety_settings import Classifier, Filter, Mode, filter_of
 
 
 def _path(value: Any) -> Any:
@@ -189,6 +190,13 @@ class Config(Frozen):
     retention: Retention = Field(
         Retention(), description="How long what has ended stays. `imagend retention` shows what goes, when and why."
     )
+    safety: Mode = Field(
+        "off",
+        description="What is done with pictures that a classifier in models/safety/ finds unsafe, of those that are "
+        "painted: flag (the manifest says so), block (they are withheld, and the manifest says so), or off (nobody "
+        "looks). A client's own `safety` counts where it is stricter.",
+    )
+    safety_classifier: Classifier = Field(Classifier(), description="By which classifier, and what it calls unsafe.")
     max_queued: int = Field(
         100, ge=0, description="Jobs that may wait, of all clients together. More are refused with QUEUE_FULL."
     )
@@ -198,9 +206,9 @@ class Config(Frozen):
     clients: dict[ClientName, Rights] = Field(
         {},
         description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
-        "cancel everybody's jobs), `fetch: true` (may have models fetched), and `group`, the Unix group that may read "
-        "this client's results (without one, only imagend's own user and group), and `unretrieved_h` and "
-        "`retrieved_h` as in `retention`. As in `ops: {operator: true, max_queued: 50}`.",
+        "cancel everybody's jobs), `fetch: true` (may have models fetched), `safety` (flag or block, as above), "
+        "`group`, the Unix group that may read this client's results (without one, only imagend's own user and group), "
+        "and `unretrieved_h` and `retrieved_h` as in `retention`. As in `ops: {operator: true, max_queued: 50}`.",
     )
     edit: Edit = Field(Edit(), description="Which edits need more than inpainting. `imagend route` tries it out.")
     fetch: Fetch = Field(
@@ -229,6 +237,10 @@ class Config(Frozen):
         own = self.clients.get(client, Rights())
         shared = {key: value for key, value in self.limits if key not in own.model_fields_set}
         return own.model_copy(update=shared)
+
+    def filter_for(self, client: str) -> Filter | None:
+        """What is to be done with a client's pictures that are unsafe."""
+        return filter_of(self.safety_classifier, self.safety, self.rights(client).safety)
 
     def for_workers(self) -> WorkerSettings:
         """The keys that a worker is started with."""

@@ -8,6 +8,7 @@ ImagendError
 │   ├── UnknownModel, ModelArriving, AmbiguousModel, UnusableModel, BrokenModel, BrokenWeights
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
 │   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler, NoDetector, NothingFound
+│   ├── NoSafetyFilter, PictureWithheld
 │   ├── UnknownDataset, BadDataset
 │   ├── BadPicture, BadMask, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
 │   └── OutOfMemory, MissingOutput, TimeLimit, Bug
@@ -175,6 +176,19 @@ class NothingFound(JobFailed):
     in other words, or give boxes or a picture as the mask."""
 
     code, status = "NOTHING_FOUND", 422
+
+
+class NoSafetyFilter(JobFailed):
+    """The operator wants pictures to be looked at before they are shown (safety in config.yaml), and that cannot be:
+    {}. Tell the operator, and send the job again then."""
+
+    code, status = "SAFETY_FILTER_MISSING", 503
+
+
+class PictureWithheld(JobFailed):
+    """What was painted is withheld by the safety filter: {}. Change the prompt, or paint from other seeds."""
+
+    code, status = "WITHHELD", 403
 
 
 class ModelArriving(JobFailed):

@@ -12,6 +12,16 @@ from imagend.fields import Frozen, Planned, Role
 from imagend.job import Outcome
 
 
+class Verdict(Frozen):
+    """What the safety filter says of a picture."""
+
+    label: str
+    """the likeliest of the labels that are unsafe"""
+    score: float
+    """the probability of all of them, 0 to 1"""
+    unsafe: bool
+
+
 class Artifact(Frozen):
     """One published file."""
 
@@ -32,11 +42,33 @@ class Artifact(Frozen):
     """whose picture it is, of a set"""
     role: Role | None = None
     """what it is if it is none of the pictures that were asked for"""
+    safety: Verdict | None = None
+    """where a filter looked at it"""
 
     @property
     def plan(self) -> Planned:
         """What it was to be."""
         return Planned(self.file, self.seed, self.item, self.role)
+
+
+class Withheld(Verdict):
+    """A picture that was painted and is not shown, because it is unsafe."""
+
+    index: int
+    seed: int | None
+    item: str | None = None
+
+
+class Safety(Frozen):
+    """The filter that looked at the pictures of a job."""
+
+    mode: Literal["flag", "block"]
+    classifier: str
+    sha256: str
+    """of the classifier, as imagend.models.digest() has it"""
+    labels: tuple[str, ...]
+    threshold: float
+    withheld: tuple[Withheld, ...] = ()
 
 
 class ItemEnd(Frozen):
@@ -93,6 +125,8 @@ class Manifest(Frozen):
     """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
     installed: Installed | None = None
     """of a job that fetches: the model that it installed"""
+    safety: Safety | None = None
+    """by which filter its pictures were looked at, and which of them are withheld"""
     error: dict[str, Any] | None = None
 
     model_config = ConfigDict(serialize_by_alias=True)

@@ -14,7 +14,8 @@ from pydantic import Field, TypeAdapter, model_validator
 from imagend.errors import ImagendError, TryAgain
 from imagend.fetch_settings import Fetch
 from imagend.job import Frozen, Outcome, Ref
-from imagend.manifest import Artifact, Installed
+from imagend.manifest import Artifact, Installed, Safety
+from imagend.safety_settings import Filter
 from imagend.set_field import MAX_ITEMS
 
 MAX_LINE_BYTES = 1 << 20
@@ -61,6 +62,8 @@ class Run(Frozen):
     pictures: dict[str, str] = Field(default_factory=dict)
     """where the input pictures are that the spec names; nothing about them is known but that they were there"""
     known: Known = Known()
+    safety: Filter | None = None
+    """what is to be done with pictures that are unsafe"""
     last: bool = False
     """whether no other attempt will follow, so that nothing need be kept for one"""
 
@@ -124,6 +127,8 @@ class Made(Frozen):
     type: Literal["made"] = "made"
     job: Ref
     artifacts: tuple[Artifact, ...]
+    withheld: tuple[int, ...] = ()
+    """which pictures are not among them because they are unsafe"""
 
 
 class Envelope(Frozen):
@@ -149,8 +154,8 @@ class Failure(Frozen):
 
 class Ended(Frozen):
     """How an attempt ended. `failed`: what went wrong, by item of a set. `timings` in seconds by stage; `engine`,
-    `loading`, `memory` and `installed` as in the manifest; `worn` says why the worker wants to be replaced before its
-    next job."""
+    `loading`, `memory`, `installed` and `safety` as in the manifest; `worn` says why the worker wants to be replaced
+    before its next job."""
 
     type: Literal["ended"] = "ended"
     job: Ref
@@ -162,6 +167,7 @@ class Ended(Frozen):
     loading: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     installed: Installed | None = None
+    safety: Safety | None = None
     worn: str = Field(default="", max_length=200)
     failure: Failure | None = None
 
@@ -169,9 +175,14 @@ class Ended(Frozen):
     def _told(self) -> Ended:
         if (self.outcome is Outcome.FAILED) != (self.failure is not None):
             raise ValueError("a failed attempt has a failure, and no other has")
-        if self.outcome is not Outcome.FAILED and (self.outcome is Outcome.PARTIAL) != bool(self.failed):
-            raise ValueError("where some items failed, and only there, an attempt succeeds in part")
+        if self.outcome is not Outcome.FAILED and (self.outcome is Outcome.PARTIAL) != self.lacks_some:
+            raise ValueError("where some items failed or pictures are withheld, and only there, it succeeds in part")
         return self
+
+    @property
+    def lacks_some(self) -> bool:
+        """Whether pictures are missing that were asked for."""
+        return bool(self.failed or (self.safety and self.safety.withheld))
 
 
 Order = Run | Cancel | Stop

@@ -78,7 +78,7 @@ def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
     if kind is ModelKind.DETECTOR:
         return Architecture(kind, MASKS if name == "SamModel" else BOXES)
     if kind is ModelKind.SAFETY:
-        return Architecture(kind, "transformers")
+        return Architecture(kind, name)
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:
         raise ValueError(f"a VAE of {ascii(config['latent_channels'])[:20]} latent channels: SDXL's has 4")
     if kind is ModelKind.VAE and config.get("scaling_factor") == 0.18215:  # the only thing that tells them apart

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from imagend.fields import ModelName
 from imagend.job import Frozen, Kind
+from imagend.safety_settings import Mode
 
 UNIX_GROUP = r"^[a-z_][a-z0-9_-]{0,31}$"
 
@@ -51,6 +52,7 @@ class Rights(Limits):
 
     operator: bool = False
     fetch: bool = False
+    safety: Mode | None = None
     group: str | None = Field(None, pattern=UNIX_GROUP)
     unretrieved_h: float | None = Field(None, gt=0)
     retrieved_h: float | None = Field(None, ge=0)

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagend.daemon.executor import Died, Heard, Mailbox
-from imagend.errors import UnsupportedSetting
+from imagend.errors import PictureWithheld, UnsupportedSetting
 from imagend.fields import Planned
 from imagend.generate_spec import Generate
 from imagend.job import Outcome
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Safety, Withheld
 from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Progress, Ready, Run, Stop
 
 
 class FakeExecutor:
     """Paints at once, in this process. The prompt says what shall happen: die, fail, worn (but painted), or stay
     (until cancelled); of a chain's second step: upscaling dies, fails, stays, lies (about what the first has made).
-    Items of a set whose names begin with `bad` fail."""
+    Items of a set whose names begin with `bad` fail. `unsafe`: where a filter is on, the first picture is withheld."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -78,10 +78,22 @@ class FakeExecutor:
                     return
                 if prompt == "upscaling stays":
                     return
-                outcome, failure = Outcome.PARTIAL if failed else Outcome.SUCCEEDED, None
+                safety = judged(run, artifacts)
+                if safety and safety.withheld:
+                    (Path(run.folder) / artifacts[0].file).unlink()
+                    artifacts = artifacts[1:]
+                    if not artifacts:
+                        failure = Failure.of(PictureWithheld("picture 0"))
+                        told = Ended(job=run.job, outcome=Outcome.FAILED, failure=failure, safety=safety)
+                        self.mailbox.put(Heard(worker, told))
+                        return
+                lacking = failed or (safety and safety.withheld)
+                outcome, failure = Outcome.PARTIAL if lacking else Outcome.SUCCEEDED, None
                 if failed and not artifacts:
                     outcome, failure = Outcome.FAILED, Failure(error=next(iter(failed.values())))
-                ended = Ended(job=run.job, outcome=outcome, artifacts=artifacts, failed=failed, failure=failure)
+                ended = Ended(
+                    job=run.job, outcome=outcome, artifacts=artifacts, failed=failed, safety=safety, failure=failure
+                )
                 worn = "it is tired" if run.spec.get("prompt") == "worn" else ""
                 self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
 
@@ -109,6 +121,23 @@ class FakeExecutor:
             artifact = paint(folder, index, seed)
             artifacts.append(artifact.model_copy(update={"file": f"{name}/{artifact.file}"}))
         return tuple(artifacts)
+
+
+def judged(run: Run, artifacts: Sequence[Artifact]) -> Safety | None:
+    """What a filter says, where one is on."""
+    if run.safety is None:
+        return None
+    first = artifacts[0]
+    withheld = Withheld(label="nsfw", score=0.9, unsafe=True, index=0, seed=first.seed)
+    blocked = run.safety.mode == "block" and run.spec["prompt"] == "unsafe"
+    return Safety(
+        mode=run.safety.mode,
+        classifier="one",
+        sha256="0" * 64,
+        labels=("nsfw",),
+        threshold=0.5,
+        withheld=(withheld,) if blocked else (),
+    )
 
 
 def paint(folder: Path, index: int, seed: int | None, plan: Planned | None = None) -> Artifact:

@@ -70,6 +70,7 @@ WORDS = {
     "fetch_spec",
     "generate_spec",
     "router",
+    "safety_settings",
     "edit_rules",
     "edit_settings",
     "edit_spec",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagend import config as configuration
+from imagend.architecture import ModelKind
 from imagend.cli.check_inbox import inboxes, shelves
 from imagend.cli.finding import Finding, report
 from imagend.cli.init import login_name
@@ -50,6 +51,7 @@ def examine(path: Path) -> Iterator[Finding]:
     yield from inboxes(config, mountinfo, status if daemon_alive(status) else {})
     yield from _keys(config)
     yield from _models(config)
+    yield from _safety(config)
     yield from _engine()
     yield from _daemon(config)
 
@@ -129,6 +131,24 @@ def _models(config: Config) -> Iterator[Finding]:
     except JobFailed as error:
         what = f"default_model {config.default_model}: {error}"
         yield Finding("error", what, "imagend init installs shapes-xl; or set default_model")
+
+
+def _safety(config: Config) -> Iterator[Finding]:
+    """Whether a filter is on, for whom, and by which classifier."""
+    filtered = {name: found.mode for name in config.clients if (found := config.filter_for(name))}
+    if config.safety == "off" and not filtered:
+        yield Finding("ok", "no safety filter: nobody looks at what is painted (safety in config.yaml)")
+        return
+    whom = ", ".join(f"{name}: {mode}" for name, mode in filtered.items() if mode != config.safety)
+    told = f"the safety filter is on: {config.safety}{f' ({whom})' if whom else ''}"
+    names = list(Models(config.models, config.extra_model_paths).list(ModelKind.SAFETY))
+    wanted = config.safety_classifier.model
+    if (wanted in names) if wanted is not None else len(names) == 1:
+        yield Finding("ok", f"{told}, by {wanted or names[0]}")
+    else:
+        there = ", ".join(names) or "nothing"
+        what = f"{told}, and jobs fail: {f'no {wanted}' if wanted else 'not one'} in models/safety/, but {there}"
+        yield Finding("error", what, "fetch a classifier, or name one in safety_classifier.model (docs/safety.md)")
 
 
 def _engine() -> Iterator[Finding]:

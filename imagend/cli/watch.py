@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id, or CLIENT/ID")
     parser.epilog = (
         "exit status: 0 succeeded, 1 failed, 3 rejected, 4 cancelled, 6 its result was removed, 7 a set of which "
-        "some items failed, 75 --timeout passed"
+        "some items failed or pictures were withheld, 75 --timeout passed"
     )
     add_watch_options(parser)
 
@@ -175,6 +175,10 @@ def _final(sight: Sight, config: Config, ref: Ref) -> str:
     if model := document.get("installed"):
         lines.append(f"  {model['kind']} {model['name']}; pin it as {model['name']}@{model['sha256'][:10]}")
     lines += [f"  {one['name']}: {one['error']['message']}" for one in document.get("items", ()) if "error" in one]
+    safety = document.get("safety") or {}
+    for one in safety.get("withheld", ()):
+        seed = "" if one["seed"] is None else f" (seed {one['seed']})"
+        lines.append(f"  picture {one['index']}{seed} is withheld: {one['label']}, {one['score']:.0%}")
     return "\n".join([*lines, f"  {_short(folder / 'manifest.json')}"])
 
 

@@ -73,7 +73,12 @@ class Aftermath:
                 items = {plan.item for plan in planned if plan.item}
                 if ended.failed and not ended.failed.keys() < items:
                     raise MissingOutput(planned[0].file)
-                there = [plan for plan in planned if plan.item not in ended.failed]
+                withheld = {one.index for one in ended.safety.withheld} if ended.safety else set[int]()
+                there = [
+                    plan
+                    for index, plan in enumerate(planned)
+                    if plan.item not in ended.failed and index not in withheld
+                ]
                 self.outputs.seal(ref, ended.artifacts, there, running.spec.chain_steps)
         except DiskLost as error:
             self.fail(running, Failure.of(error), max_attempts)

@@ -91,6 +91,7 @@ class Dispatch:
             folder=folder,
             pictures=pictures,
             known=Known(digests=self.librarian.known(fields), memory=memory),
+            safety=config.filter_for(ref.client),
             last=attempt >= config.max_attempts,
         )
         self.executor.send(slot.name, run)

@@ -78,7 +78,8 @@ class Ending:
         if running and running.made and outcome is Outcome.FAILED:
             try:
                 if not self.outputs.ended(ref):
-                    self.outputs.seal(ref, running.made, running.spec.planned, running.spec.chain_steps[:1])
+                    there = [plan for i, plan in enumerate(running.spec.planned) if i not in running.withheld]
+                    self.outputs.seal(ref, running.made, there, running.spec.chain_steps[:1])
                 return running.made
             except (MissingOutput, DiskLost) as error:
                 log.error("what was made before is not kept", job=str(ref), why=str(error))
@@ -172,6 +173,7 @@ class Ending:
             engine=ended.engine if ended else None,
             loading=ended.loading if ended else None,
             memory=ended.memory if ended else None,
+            safety=ended.safety if ended else None,
             installed=ended.installed if ended and told["kind"] == Kind.FETCH else None,
             error=failure.error.model_dump() if failure else None,
             **told,

@@ -43,6 +43,7 @@ class Running:
     progress: Progress | None = None
     cancelled: bool = False
     made: tuple[Artifact, ...] = ()  # by the steps of a chain that are done: what stays if a later one fails
+    withheld: tuple[int, ...] = ()  # pictures that are not among them
 
 
 @dataclass
@@ -177,7 +178,7 @@ class Slot:
 
     def made(self, word: Made) -> None:
         if self.running is not None:
-            self.running.made = word.artifacts
+            self.running.made, self.running.withheld = word.artifacts, word.withheld
 
     def short_of_memory(self, word: MemoryShort) -> None:
         """Tell the operator: a rung of the ladder is a warning, its end an error."""

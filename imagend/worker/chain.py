@@ -29,11 +29,12 @@ class Enlarged:
     """The pictures of the first step, made larger when they are asked for, to be painted anew."""
 
     def __init__(self, painted: tuple[Artifact, ...], upscaler: upscale.Upscaler, context: Context) -> None:
-        self._painted, self._upscaler, self._context = painted, upscaler, context
+        self._painted = {one.index: one for one in painted}
+        self._upscaler, self._context = upscaler, context
 
     @property
     def digests(self) -> list[str]:
-        return [one.pixels_sha256 for one in self._painted]
+        return [one.pixels_sha256 for one in self._painted.values()]
 
     def __call__(self, index: int) -> Image.Image:
         said = partial(self._context.progress, STAGE, index, len(self._painted))
@@ -62,8 +63,13 @@ def run(spec: Generate, context: Context, paint: Paint) -> tuple[Artifact, ...]:
     context.made(painted)
     with context.chain_step(second, 1, 2):
         if step.strength is None:
-            return painted + _in_folder(second, _upscale(spec, painted, upscaler, context))
-        return painted + _in_folder(second, paint(Enlarged(painted, upscaler, context)))
+            enlarged = _upscale(spec, painted, upscaler, context)
+        else:
+            enlarged = paint(Enlarged(painted, upscaler, context))
+    shown = [one for one in painted + _in_folder(second, enlarged) if one.index not in context.withheld]
+    if not shown:
+        context.made(())
+    return tuple(shown)
 
 
 def _in_folder(step: str, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
@@ -75,7 +81,8 @@ def _upscale(
 ) -> tuple[Artifact, ...]:
     _describe(upscaler, context)
     made = []
-    for one, plan in zip(painted, spec.planned, strict=True):
+    for one in painted:
+        plan = spec.planned[one.index]
         context.progress(STAGE, one.index, len(painted), 0, 1)
         drafts = Drafts(context.folder, _recipe(one, context.engine["upscaler"] | upscaler.versions))
         if (known := drafts.find(plan.file)) is not None:

@@ -1,4 +1,7 @@
-"""Pictures that are painted and saved, but not published: what another attempt at the job need not paint again."""
+"""Pictures that are painted and saved, but not published: what another attempt at the job need not paint again.
+
+One that is withheld is never written: its note alone says that it need not be painted again.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 from imagend.errors import NoSpace
 from imagend.fields import Planned
 from imagend.generate_spec import Generate
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Verdict, Withheld
 from imagend.worker import images
 
 
@@ -35,6 +38,25 @@ class Drafts:
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
 
+    def find_withheld(self, file: str) -> Withheld | None:
+        """What is told of a picture of this recipe that an earlier attempt painted and withheld."""
+        try:
+            note = json.loads(self._note(file).read_bytes())
+            withheld = Withheld.model_validate_json(json.dumps(note["withheld"]))
+            return withheld if note["recipe"] == self._recipe else None
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+
+    def withhold(self, index: int, plan: Planned, verdict: Verdict) -> Withheld:
+        """Note that a picture is withheld. Raises NoSpace."""
+        withheld = Withheld(**verdict.model_dump(), index=index, seed=plan.seed, item=plan.item)
+        note = {"recipe": self._recipe, "withheld": withheld.model_dump(mode="json")}
+        try:
+            self._note(plan.file).write_text(json.dumps(note))
+        except OSError as error:
+            raise NoSpace(error.strerror) from None
+        return withheld
+
     def save(
         self,
         image: Image.Image,
@@ -44,10 +66,11 @@ class Drafts:
         spec: Generate,
         engine: dict[str, Any],
         exact: bool,
+        verdict: Verdict | None = None,
     ) -> Artifact:
         """Write a picture durably, and a note of what it is. Raises NoSpace."""
         try:
-            artifact = self._save(image, index, plan, seconds, spec, engine)
+            artifact = self._save(image, index, plan, seconds, spec, engine).model_copy(update={"safety": verdict})
             note = {"recipe": self._recipe, "artifact": artifact.model_dump(mode="json"), "exact": exact}
             self._note(plan.file).write_text(json.dumps(note))  # torn by a power cut, it only costs painting again
             return artifact

@@ -9,15 +9,15 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagend import __version__, messages
-from imagend.errors import Bug, ImagendError, Interrupt, NoSpace
+from imagend.errors import Bug, ImagendError, Interrupt, NoSpace, PictureWithheld
 from imagend.job import Outcome, Ref
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Safety, Withheld
 from imagend.messages import Cancel, Ended, Failure, Made, MemoryShort, Message, Progress, Ready, Run, Stop
 
 if TYPE_CHECKING:
@@ -46,11 +46,14 @@ class Context:
     def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None], interval_s: float) -> None:
         self.job, self.folder, self.pictures = run.job, Path(run.folder), run.pictures
         self.known, self.pipelines = run.known, pipelines
+        self.safety = run.safety
         self.timings: dict[str, float] = {}
         self.engine: dict[str, Any] = {}  # what decides the pixels
         self.loading: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
         self.failed: dict[str, ImagendError] = {}  # items of a set
+        self.withheld: dict[int, Withheld] = {}  # pictures by index
+        self.judged: Safety | None = None  # by whom
         self.worn = ""  # why this process should paint no more
         self.interrupted = threading.Event()
         self._say, self._interval_s = say, interval_s
@@ -84,7 +87,14 @@ class Context:
 
     def made(self, artifacts: tuple[Artifact, ...]) -> None:
         """Say what stays even if the job fails from here on."""
-        self._say(Made(job=self.job, artifacts=artifacts))
+        self._say(Made(job=self.job, artifacts=artifacts, withheld=tuple(self.withheld)))
+
+    def withhold(self, pictures: Iterable[Withheld]) -> None:
+        """These are not shown; the item of a set that lacks one has failed."""
+        for one in pictures:
+            self.withheld[one.index] = one
+            if one.item is not None:
+                self.failed[one.item] = PictureWithheld(_why([one]))
 
     def short_of_memory(self, stage: str, rung: str, then: str | None) -> None:
         """Say that memory ran out, and what is tried instead (None: nothing more)."""
@@ -98,6 +108,10 @@ class Context:
             yield
         finally:
             self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - start, 6)
+
+
+def _why(withheld: Iterable[Withheld]) -> str:
+    return ", ".join(f"picture {one.index}: {one.label}, {one.score:.0%}" for one in withheld)
 
 
 class Worker:
@@ -121,7 +135,11 @@ class Worker:
         try:
             kind = importlib.import_module(f"{self._package}.{run.kind}")
             artifacts: tuple[Artifact, ...] = kind.run(run.spec, context)
-            return self._ended(context, Outcome.PARTIAL if context.failed else Outcome.SUCCEEDED, artifacts)
+            if context.withheld and not artifacts:
+                raise PictureWithheld(_why(context.withheld.values()))
+            return self._ended(
+                context, Outcome.PARTIAL if context.failed or context.withheld else Outcome.SUCCEEDED, artifacts
+            )
         except Interrupt:
             return self._ended(context, Outcome.CANCELLED)
         except ImagendError as error:
@@ -157,6 +175,7 @@ class Worker:
             engine=context.engine or None,
             loading=context.loading or None,
             memory=context.memory or None,
+            safety=context.judged and context.judged.model_copy(update={"withheld": tuple(context.withheld.values())}),
             worn=context.worn,
             failure=failure,
         )

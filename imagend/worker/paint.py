@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 from imagend.errors import DeviceFailed, JobFailed, OutOfMemory
 from imagend.fields import Planned
 from imagend.generate_spec import Generate
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Withheld
 from imagend.memory_plan import Stage
 from imagend.worker import contact_sheet, controlnets
 from imagend.worker.climb import Climb
@@ -28,6 +29,7 @@ from imagend.worker.drafts import Drafts
 from imagend.worker.encode import encode
 from imagend.worker.pictures import Picture
 from imagend.worker.preprocessors import Preprocessors
+from imagend.worker.safety import Judge, keep
 from imagend.worker.vae import decode
 
 if TYPE_CHECKING:
@@ -89,14 +91,16 @@ class Task:
 
 def paint(task: Task, context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, TryAgain, Interrupt."""
+    judge = context.pipelines.classifiers.judge(context.safety)
+    context.judged = judge.told if judge else None
     climb = Climb(task.at, context, context.pipelines.free_caches)
     try:
-        return climb.over(lambda: _attempt(task, context, climb))
+        return climb.over(lambda: _attempt(task, judge, context, climb))
     except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
         raise DeviceFailed(context.pipelines.device, str(error).splitlines()[0]) from None
 
 
-def _attempt(task: Task, context: Context, climb: Climb) -> tuple[Artifact, ...]:
+def _attempt(task: Task, judge: Judge | None, context: Context, climb: Climb) -> tuple[Artifact, ...]:
     context.failed.clear()
     context.pipelines.models.learn(context.known.digests)
     preprocessors = Preprocessors(context.pipelines.models)
@@ -108,23 +112,28 @@ def _attempt(task: Task, context: Context, climb: Climb) -> tuple[Artifact, ...]
     if preprocessors.used:
         context.engine["preprocessors"] = preprocessors.used
     task.describe(context)
-    return _paint(task, pipe, guidance, context, climb)
+    return _paint(task, judge, pipe, guidance, context, climb)
 
 
-def _paint(task: Task, pipe: Any, guidance: dict[str, Any], context: Context, climb: Climb) -> tuple[Artifact, ...]:
+def _paint(
+    task: Task, judge: Judge | None, pipe: Any, guidance: dict[str, Any], context: Context, climb: Climb
+) -> tuple[Artifact, ...]:
     spec = task.spec
     parts, planned = spec.parts, [plan for plan in spec.planned if plan.role is None]
-    drafts = Drafts(context.folder, task.recipe(context.engine))
+    drafts = Drafts(context.folder, task.recipe(context.engine) + (judge.told.model_dump_json() if judge else ""))
     embeddings: dict[str, torch.Tensor] | None = None
     encoded: str | None = None  # of which item of a set they are
     beginning: Beginning | None = None
-    painted: list[Artifact | Future[Artifact]] = []
+    painted: list[Artifact | Withheld | Future[Artifact | Withheld]] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as saver:  # saves while the next one is painted
         for index, plan in enumerate(planned):
             for saved in painted:
                 if isinstance(saved, Future) and saved.done():
                     saved.result()  # raises what it met, before more is painted in vain
-            if plan.item in context.failed:
+            if plan.item in context.failed or index in context.withheld:
+                continue
+            if (withheld := drafts.find_withheld(plan.file)) is not None:
+                painted.append(withheld)
                 continue
             if (known := drafts.find(plan.file)) is not None:
                 artifact, exact = known
@@ -151,9 +160,12 @@ def _paint(task: Task, pipe: Any, guidance: dict[str, Any], context: Context, cl
                 image = task.finish(image, context)
                 seconds = round(time.perf_counter() - start, 6)
                 engine = context.engine | {"embeddings": context.pipelines.inversions.describe(plan.item)}
-                painted.append(saver.submit(drafts.save, image, index, plan, seconds, part, engine, climb.exact))
+                save = partial(drafts.save, image, index, plan, seconds, part, engine, climb.exact)
+                painted.append(saver.submit(keep, judge, drafts, image, index, plan, save))
         with context.timed("saving"):
-            artifacts = [one.result() if isinstance(one, Future) else one for one in painted]
+            kept = [one.result() if isinstance(one, Future) else one for one in painted]
+    context.withhold(one for one in kept if isinstance(one, Withheld))
+    artifacts = [one for one in kept if isinstance(one, Artifact)]
     if not spec.items:
         return tuple(artifacts)
     if len(context.failed) == len(spec.items):

@@ -36,6 +36,7 @@ from imagend.worker.ip_adapter import IpAdapter
 from imagend.worker.ladder import Ladder
 from imagend.worker.loras import Context, Loras
 from imagend.worker.prompt_cache import PromptCache
+from imagend.worker.safety import Classifiers
 from imagend.worker.switch import Switch
 
 transformers.utils.logging.disable_progress_bar()
@@ -58,6 +59,7 @@ class Pipelines:
         self.controlnets = Controlnets(models, self.dtype)
         self.ip_adapter = IpAdapter(models, self._embeddings())
         self.detectors = Detectors(models, device, self.make_room)
+        self.classifiers = Classifiers(models)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         limit_bytes = int(self.settings.base_cache_gb * 2**30)
         self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)

@@ -256,7 +256,14 @@ def test_a_clients_own_keys_win_one_by_one_over_those_of_all(tmp_path: Path) -> 
         "clients: {ops: {operator: true, max_queued: 50}, web: {models: null, group: web}}\n"
     )
     shared = Limits().model_dump() | {"max_queued": 3, "models": ("a", "b"), "max_priority": 5}
-    shared |= {"operator": False, "fetch": False, "group": None, "unretrieved_h": None, "retrieved_h": None}
+    shared |= {
+        "operator": False,
+        "fetch": False,
+        "safety": None,
+        "group": None,
+        "unretrieved_h": None,
+        "retrieved_h": None,
+    }
     assert rights(tmp_path, text, "anybody") == shared
     assert rights(tmp_path, text, "ops") == shared | {"operator": True, "max_queued": 50}
     assert rights(tmp_path, text, "web") == shared | {"group": "web", "models": None}
