@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from imagend.control import ControlType
+
 Path = Literal["simple", "complex"]
 
 
@@ -17,6 +19,8 @@ class Rule(NamedTuple):
     confidence: float
     """from 0 to 1"""
     patterns: tuple[str, ...]
+    guides: tuple[ControlType, ...] = (ControlType.POSE, ControlType.DEPTH)
+    """of a complex one: what of the original stays, and so may guide what is painted"""
 
 
 _COLOUR = (
@@ -113,6 +117,7 @@ RULES: tuple[Rule, ...] = (
             f"{_REPLACE}|wechsle|swap|give|change * {_WORN} * to|for|with|into|by|pour|contre|par|zu|gegen|durch",
             "outfit change",
         ),
+        (ControlType.POSE,),  # the depth would be that of the clothes that were there
     ),
     Rule(
         "complex",
@@ -127,6 +132,7 @@ RULES: tuple[Rule, ...] = (
             "rotate|turn the figure|man|woman|person|character|body",
             f"{_STANCE} down|up|to|with|at|against|on",
         ),
+        (),
     ),
     Rule(
         "simple",
@@ -158,6 +164,7 @@ RULES: tuple[Rule, ...] = (
             "picture|image|photo 1|2|3|4",
             "this|these|that one|product|object|person",
         ),
+        (ControlType.DEPTH,),
     ),
     Rule(
         "complex",
@@ -171,6 +178,7 @@ RULES: tuple[Rule, ...] = (
             "an die stelle",
             "make the * a|an",
         ),
+        (ControlType.DEPTH,),
     ),
     Rule("simple", "it changes a colour", 0.8, (_COLOUR, "brighter|darker|lighter|heller|dunkler|eclaircis")),
     Rule("simple", "it changes what something is made of", 0.7, (_MATERIAL,)),

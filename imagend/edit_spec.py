@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from imagend.control import MAX_CONTROLS
 from imagend.fields import PictureName
 from imagend.generate_spec import Generate
 from imagend.mask_field import MAX_EXPAND, Mask
@@ -49,6 +50,17 @@ class Edit(Generate):
         description="How far to go from what is there: so much of the steps is done, as in diffusers; 1 if left out, "
         "which begins with noise alone. 0.5 to 0.9 keeps shapes and changes colours and textures.",
     )
+    path: Literal["auto", "simple", "complex"] = Field(
+        "auto",
+        description="Which way it goes: simple (inpainting alone), complex (guided by what of the original stays, and "
+        "by references), or by the words of the prompt (docs/routing.md).",
+    )
+    guide: tuple[Literal["pose", "depth"], ...] | None = Field(
+        None,
+        max_length=2,
+        description="What of the original guides it on the complex way: pose, depth, or both, made of `image` for "
+        "ControlNets. Left out, what the words leave as it is, as far as there are models for it.",
+    )
     padding_mask_crop: int | None = Field(
         None,
         ge=0,
@@ -67,6 +79,12 @@ class Edit(Generate):
         for name, why in UNFIT.items():
             if getattr(self, name) not in (None, ()):
                 raise ValueError(f"{name}: does not go with edit: {why}; leave it out")
+        if self.guide and self.path == "simple":
+            raise ValueError("guide: goes with the path complex; leave one of the two out")
+        if len(self.control) + len(self.guide or ()) > MAX_CONTROLS:
+            raise ValueError(
+                f"guide: makes more than {MAX_CONTROLS} ControlNets, with those of control; leave some out"
+            )
         return self
 
     @property

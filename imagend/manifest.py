@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from imagend.architecture import ModelKind
 from imagend.fields import Frozen, Planned, Role
 from imagend.job import Outcome
+from imagend.router import Route
 
 
 class Verdict(Frozen):
@@ -112,6 +113,8 @@ class Manifest(Frozen):
     ended_at: datetime
     attempts: int
     spec: dict[str, Any]
+    route: Route | None = None
+    """which way an edit went, and why"""
     artifacts: tuple[Artifact, ...] = ()
     items: tuple[ItemEnd, ...] | None = None
     """of a set"""

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from imagend.control import ControlType
 from imagend.edit_rules import KEPT, RULES, Path, Rule
 from imagend.fields import Frozen
 
@@ -44,6 +45,15 @@ def route(prompt: str, *, references: bool = False, control: bool = False, rules
     rule, words = found[0]
     doubt = _DOUBT if any(other.path != rule.path for other, _ in found) else 1.0
     return Route(path=rule.path, reason=f"{rule.reason} ({words})", confidence=round(rule.confidence * doubt, 2))
+
+
+def guides(prompt: str, rules: Iterable[Rule] = ()) -> tuple[ControlType, ...]:
+    """What of the original may guide an edit that goes the complex way, by its words; where they say nothing, all."""
+    clauses = list(_clauses(prompt))
+    for rule in (*rules, *RULES):
+        if rule.path == "complex" and next(_matches(rule, clauses), None):
+            return rule.guides
+    return ControlType.POSE, ControlType.DEPTH
 
 
 def plain(text: str) -> str:

@@ -90,6 +90,8 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"list of {len(limits['prefixItems'])} whole numbers each, 1 to {option['maxItems']} of them"
     if "$ref" in limits:
         return f"list of objects, at most {option['maxItems']}: see below"
+    if "enum" in limits and option["type"] == "array":
+        return f"list of {_values(limits, schema)}; at most {option['maxItems']}"
     text = words[option["type"]]
     if "minimum" in limits:
         text += (

@@ -72,7 +72,7 @@ class Dispatch:
         config = self.config()
         try:
             job = load_whole(self.spool, ref)
-            spec, model = fill(job, config, self.librarian.find)
+            spec, model, route = fill(job, config, self.librarian)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)
             pictures = self.librarian.pictures(spec.pictures) | self.spool.attachments.places(ref, spec.pictures)
@@ -82,7 +82,8 @@ class Dispatch:
         folder = str(self.outputs.draft(ref))
         attempt = self.ending.claim(ref)
         now = self.clock()
-        slot.take(Running(job, spec, attempt, accepted, self.wall(), now + slot.limit_s(config)), config, now)
+        running = Running(job, spec, attempt, accepted, self.wall(), now + slot.limit_s(config), route)
+        slot.take(running, config, now)
         memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
         run = Run(
             job=ref,

@@ -168,6 +168,7 @@ class Ending:
             ended_at=self.wall(),
             attempts=running.attempt if running else self.spool.attempts(ref),
             artifacts=artifacts,
+            route=running.route if running else None,
             items=_items(running.spec, outcome, ended.failed) if running and ended else None,
             timings=ended.timings if ended else {},
             engine=ended.engine if ended else None,

@@ -22,7 +22,7 @@ import structlog
 from imagend import files, reference_field, references
 from imagend.architecture import ModelKind
 from imagend.catalog import FILE, Catalog, Entry, Key
-from imagend.control import chosen
+from imagend.control import ControlType, choose, chosen
 from imagend.daemon.watch import watch
 from imagend.errors import JobFailed, RetiredModel
 from imagend.fields import digest_of
@@ -107,6 +107,23 @@ class Librarian:
             retired = entry.record.retired if entry.record else None
             if retired and retired.at <= accepted:
                 raise RetiredModel(kind.noun, entry.model.name, retired.reason)
+
+    def guides(self, base: Model) -> dict[ControlType, str]:
+        """By which ControlNets an edit in a base model can be guided: of what a preprocessor makes pictures of."""
+        models = [entry.model for entry in self.catalog.entries.values()]
+        made = {model.architecture.format for model in models if model.kind is ModelKind.PREPROCESSOR}
+        widths = (0, base.architecture.cross_attention_dim)
+        nets = [
+            model.name
+            for model in models
+            if model.kind is ModelKind.CONTROLNET and model.architecture.cross_attention_dim in widths
+        ]
+        found = {}
+        for type_ in (ControlType.POSE, ControlType.DEPTH):
+            with contextlib.suppress(JobFailed):  # none, or several
+                if type_ in made:
+                    found[type_] = choose(type_, nets)
+        return found
 
     def next_look(self) -> int:
         """Ask for a look, and say its number: once `looks` has come to it, what lies in the folders now is known."""

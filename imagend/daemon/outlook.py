@@ -72,7 +72,7 @@ class Outlook:
     def _work(self, ref: Ref) -> Work | None:
         """None for a job that will fail when its turn comes."""
         try:
-            spec, _ = fill(self._load(ref), self._config(), self._librarian.find)
+            spec = fill(self._load(ref), self._config(), self._librarian).spec
             return Work.of(spec.model_dump())
         except (JobFailed, Rejected, OSError):
             return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
 from imagend import presets, schedulers
 from imagend.config import Config
+from imagend.control import ControlType
+from imagend.daemon.routing import routed
 from imagend.edit_spec import Edit
 from imagend.errors import UnsupportedSetting
 from imagend.generate_spec import Generate
@@ -17,20 +19,37 @@ from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.model_settings import ImageType, ModelSettings
 from imagend.models import Model
+from imagend.router import Route
 from imagend.set_field import escaped
 from imagend.upscaling import Upscale
 
 _NATIVE = 1024  # image types are written for SDXL's own size
 
 
-def fill(job: Job, config: Config, find: Callable[[str], Model]) -> tuple[Spec, str | None]:
-    """A job's spec as complete() has it, and the name of its base model. Raises what find() and complete() do."""
+class Shelf(Protocol):
+    """What is asked of the librarian."""
+
+    def find(self, name: str) -> Model: ...
+    def guides(self, base: Model) -> Mapping[ControlType, str]: ...
+
+
+class Filled(NamedTuple):
+    """A job's spec as complete() has it, the name of its base model, and which way it goes if it is an edit."""
+
+    spec: Spec
+    model: str | None = None
+    route: Route | None = None
+
+
+def fill(job: Job, config: Config, shelf: Shelf) -> Filled:
+    """Raises what find() and complete() do."""
     if isinstance(job.spec, Upscale):
-        return job.spec.model_copy(update={"upscaler": job.spec.upscaler or config.default_upscaler}), None
+        return Filled(job.spec.model_copy(update={"upscaler": job.spec.upscaler or config.default_upscaler}))
     if not isinstance(job.spec, Generate):
-        return job.spec, None
-    model = find(job.spec.model or config.default_model)
-    return complete(job.spec, job.ref, config, model), model.name
+        return Filled(job.spec)
+    model = shelf.find(job.spec.model or config.default_model)
+    spec, route = routed(job.spec, config, shelf.guides(model)) if isinstance(job.spec, Edit) else (job.spec, None)
+    return Filled(complete(spec, job.ref, config, model), model.name, route)
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:

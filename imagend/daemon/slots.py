@@ -23,6 +23,7 @@ from imagend.lanes import Lane, lane_at
 from imagend.manifest import Artifact
 from imagend.memory_plan import Stage
 from imagend.messages import Cancel, Ended, Made, MemoryShort, Progress, Stop
+from imagend.router import Route
 from imagend.status import Pipeline
 
 log = structlog.get_logger()
@@ -40,6 +41,8 @@ class Running:
     accepted_at: datetime
     started_at: datetime
     until: float
+    route: Route | None = None
+    """which way an edit goes"""
     progress: Progress | None = None
     cancelled: bool = False
     made: tuple[Artifact, ...] = ()  # by the steps of a chain that are done: what stays if a later one fails

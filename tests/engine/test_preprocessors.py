@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import diffusers
 import numpy as np
 import pytest
 import torch
 import transformers
-from engine_conftest import EMBEDDED, Painter
+from engine_conftest import EMBEDDED, Painter, load_plain
 from PIL import Image
 
 from imagend.control import ControlType
@@ -149,6 +150,44 @@ def test_a_job_makes_its_control_picture_and_says_by_what(models: Models, tmp_pa
     assert made.artifacts[0].pixels_sha256 == given.artifacts[0].pixels_sha256
     assert [one["name"] for one in made.engine["preprocessors"]] == ["depth"]
     assert "preprocessors" not in given.engine
+
+
+def test_an_edit_is_guided_by_pose_and_depth_of_its_original_as_in_plain_diffusers(
+    models: Models, tmp_path: Path
+) -> None:
+    """The complex way, as the daemon writes it into the spec."""
+    net = EMBEDDED.parents[1] / "controlnet" / "shapes-xl-mask"
+    for kind, source in (("diffusers", EMBEDDED), ("controlnet", net)):
+        (models.root / kind).mkdir(exist_ok=True)
+        if not (models.root / kind / source.name).exists():
+            (models.root / kind / source.name).symlink_to(source)
+    photo = NOISE.resize((128, 128))
+    photo.save(tmp_path / "b.png")
+    control = {"model": "shapes-xl-mask", "image": "a/b", "preprocess": True}
+    both = [control | {"type": "pose", "control_strength": 0.4}, control | {"type": "depth"}]
+    job = {"kind": "edit", "prompt": "a red circle", "num_inference_steps": 3, "seed": 1, "image": "a/b"}
+    job |= {"mask": {"whole": True}, "path": "complex", "strength": 0.7}
+    ended = Painter(models.root).run(tmp_path / "1", {"a/b": tmp_path / "b.png"}, **job, control=both)
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    assert [one["type"] for one in ended.engine["preprocessors"]] == ["pose", "depth"]
+    nets = [owned(diffusers.ControlNetModel, net) for _ in range(2)]
+    bare = load_plain()
+    pipe = diffusers.StableDiffusionXLControlNetInpaintPipeline(
+        **bare.components, controlnet=diffusers.MultiControlNetModel(nets), add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt="a red circle",
+        num_inference_steps=3,
+        strength=0.7,
+        image=photo,
+        mask_image=Image.new("L", (128, 128), 255),
+        control_image=[Preprocessors(models).make(type_, photo) for type_ in (ControlType.POSE, ControlType.DEPTH)],
+        controlnet_conditioning_scale=[0.4, 0.5],
+        generator=torch.Generator("cpu").manual_seed(1),
+    ).images[0]
+    with Image.open(tmp_path / "1" / "0000.png") as image:
+        assert (np.asarray(image.convert("RGB")) == np.asarray(expected)).all()
 
 
 def test_without_a_model_it_says_what_to_get(tmp_path: Path) -> None:

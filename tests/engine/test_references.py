@@ -18,7 +18,7 @@ import torch
 from conftest import REPOSITORY
 from diffusers.image_processor import IPAdapterMaskProcessor
 from engine_conftest import EMBEDDED, Painter, load_plain
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
@@ -229,6 +229,33 @@ def test_together_with_a_lora_and_a_controlnet_as_in_plain_diffusers(
     assert (found == expected).all()
     assert (painted(painter, tmp_path / "guided2", shown, control=control) == guided).all()
     assert (painted(painter, tmp_path / "bare2", shown) == bare).all()
+
+
+def test_an_edit_by_a_reference_and_a_controlnet_as_in_plain_diffusers(
+    painter: Painter, root: Path, shown: dict[str, Path], tmp_path: Path
+) -> None:
+    control = [{"model": "shapes-xl-mask", "image": LEFT}]
+    edit = {"kind": "edit", "image": BACK, "mask": {"whole": True}, "strength": 0.8, "ip_adapter": "plain"}
+    painted(painter, tmp_path, shown, one(FRONT, mask=LEFT), control=control, **edit)
+    plain, size = Plain(root, "plain"), (128, 128)
+    net = _owned(diffusers.ControlNetModel.from_pretrained(root / "controlnet" / "shapes-xl-mask"))
+    with Image.open(shown[LEFT]) as left, Image.open(shown[BACK]) as back:
+        whole = back.size
+        where = ImageOps.fit(left.convert("RGB"), whole, Image.Resampling.LANCZOS)
+        image, where = (one.resize(size, Image.Resampling.LANCZOS) for one in (back.convert("RGB"), where))
+    expected = plain.paint(
+        0.6,
+        shown[FRONT],
+        kind=partial(diffusers.StableDiffusionXLControlNetInpaintPipeline, controlnet=net),
+        image=image,
+        mask_image=Image.new("L", size, 255),
+        control_image=where,
+        controlnet_conditioning_scale=0.5,
+        strength=0.8,
+        cross_attention_kwargs={"ip_adapter_masks": [IPAdapterMaskProcessor().preprocess(where)]},
+    )
+    found = Image.fromarray(expected).resize(whole, Image.Resampling.LANCZOS)
+    assert (pixels(tmp_path / "0000.png") == np.asarray(found)).all()
 
 
 @pytest.mark.parametrize("form", ["plain", "plus"])
