@@ -20,6 +20,7 @@ from imagend.model_settings import ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 from imagend.safety_settings import Classifier
+from imagend.train_settings import Training
 
 __all__ = ["ENVIRONMENT", "FIXED", "Client", "Config", "find", "load", "template"]
 
@@ -167,6 +168,7 @@ def _known(at: tuple[int | str, ...]) -> Iterable[str]:
         "edit": Edit,
         "safety_classifier": Classifier,
         "retention": Retention,
+        "train": Training,
         "clients": Rights,
     }
     return models.get(at[0], Config).model_fields if at else Config.model_fields
@@ -182,12 +184,12 @@ def template(config: Config | None = None) -> str:
 
 
 def _entry(model: BaseModel, key: str) -> str:
-    """One key as YAML, its description above it; those of `limits`, `retention`, `edit` and `fetch` have their own."""
+    """One key as YAML, its description above it; those of sections of their own (`limits`, `fetch` …) have theirs."""
     comment = textwrap.fill(
         type(model).model_fields[key].description or "", 116, initial_indent="# ", subsequent_indent="# "
     )
     value = getattr(model, key)
-    if isinstance(value, Fetch | Retention | Edit | Classifier) or type(value) is Limits:
+    if isinstance(value, Fetch | Retention | Edit | Classifier | Training) or type(value) is Limits:
         inner = "\n".join(_entry(value, name) for name in type(value).model_fields)
         return f"{comment}\n{key}:\n{textwrap.indent(inner, '  ')}"
     return f"{comment}\n{yaml.safe_dump({key: _plain(value)}, sort_keys=False, width=116).rstrip()}"

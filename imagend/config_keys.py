@@ -17,6 +17,7 @@ from imagend.model_settings import IMAGE_TYPES, ImageType, ModelSettings
 from imagend.retention_settings import Retention
 from imagend.rights import Limits, Rights
 from imagend.safety_settings import Classifier, Filter, Mode, filter_of
+from imagend.train_settings import Training
 
 
 def _path(value: Any) -> Any:
@@ -206,9 +207,10 @@ class Config(Frozen):
     clients: dict[ClientName, Rights] = Field(
         {},
         description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
-        "cancel everybody's jobs), `fetch: true` (may have models fetched), `safety` (flag or block, as above), "
-        "`group`, the Unix group that may read this client's results (without one, only imagend's own user and group), "
-        "and `unretrieved_h` and `retrieved_h` as in `retention`. As in `ops: {operator: true, max_queued: 50}`.",
+        "cancel everybody's jobs), `fetch: true` (may have models fetched), `train: true` (may train LoRAs), `safety` "
+        "(flag or block, as above), `group`, the Unix group that may read this client's results (without one, only "
+        "imagend's own user and group), and `unretrieved_h` and `retrieved_h` as in `retention`. As in `ops: {operator: "
+        "true, max_queued: 50}`.",
     )
     edit: Edit = Field(Edit(), description="Which edits need more than inpainting. `imagend route` tries it out.")
     fetch: Fetch = Field(
@@ -216,6 +218,7 @@ class Config(Frozen):
         description="What `imagend fetch` may do, which runs beside the daemon, and what jobs of kind fetch may, of "
         "clients with `fetch: true`.",
     )
+    train: Training = Field(Training(), description="What jobs of kind train may take, of clients with `train: true`.")
     client: Client = Field(Client(), description="For `imagend submit` on this host: who signs, and with which key.")
 
     @field_validator("workers")

@@ -44,6 +44,12 @@ class Report(Frozen):
         """Missing captions, small pictures and duplicates can be wanted; pictures that cannot be read are not."""
         return self.pictures > 0 and not self.unreadable and not self.mistakes
 
+    def summary(self) -> dict[str, object]:
+        """For a manifest: its names could be many."""
+        counted = ("enlarged", "missing_captions", "duplicates")
+        told = self.model_dump(mode="json", exclude={*counted, "unreadable", "mistakes"})
+        return told | {name: len(getattr(self, name)) for name in counted}
+
     def lines(self) -> list[str]:
         """For people."""
         sizes = f", {self.smallest} to {self.largest}" if self.smallest != self.largest else f", {self.largest}"

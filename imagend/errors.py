@@ -9,9 +9,9 @@ ImagendError
 │   ├── OtherWeights, ModelReplaced, RetiredModel, DownloadFailed
 │   ├── NoControlNet, NoPreprocessor, NoIpAdapter, NoImageEncoder, NoUpscaler, NoDetector, NothingFound
 │   ├── NoSafetyFilter, PictureWithheld
-│   ├── UnknownDataset, BadDataset
+│   ├── UnknownDataset, BadDataset, NameTaken, TrainingTooLarge, TrainingFailed
 │   ├── BadPicture, BadMask, UnknownReference, PromptTooLong, UnsupportedSetting, UnfitEmbedding, UnfitLora, NotFinite
-│   └── OutOfMemory, MissingOutput, TimeLimit, Bug
+│   └── OutOfMemory, MissingOutput, TimeLimit, TrainingTooLong, Bug
 ├── TryAgain     nobody: another attempt may do           → requeued, failed when attempts run out
 │   └── WorkerDied, WorkerSilent, DeviceFailed, DaemonDied, NoSpace, DiskLost, ConnectionLost
 └── Fatal        the operator                             → exit status, status.json
@@ -276,6 +276,27 @@ class BadDataset(JobFailed):
     code, status = "INVALID_PARAMETERS", 422
 
 
+class NameTaken(JobFailed):
+    """There is a LoRA {!r} already, and it is never replaced. Give the new one another `name`, or have the operator
+    remove that one first: imagend models remove {}"""
+
+    code, status = "CONFLICT", 409
+
+
+class TrainingTooLarge(JobFailed):
+    """The device {} ran out of memory while it trained on pictures of about {}x{} pixels, {} at once, in every way that
+    was tried ({}). Ask for a smaller train_batch_size, resolution or rank."""
+
+    code, status = "OUT_OF_MEMORY", 507
+
+
+class TrainingFailed(JobFailed):
+    """The training was given up at step {}: its loss is no number. Lower the learning_rate, or set max_grad_norm to
+    less."""
+
+    code, status = "TRAINING_FAILED", 422
+
+
 class PromptTooLong(JobFailed):
     """{} has {} tokens; at most {} are possible. Shorten it."""
 
@@ -320,6 +341,13 @@ class MissingOutput(JobFailed):
 
 class TimeLimit(JobFailed):
     """The job ran longer than {:g} s (time_limit_s in config.yaml). Ask for fewer pictures or steps."""
+
+    code, status = "TIMEOUT", 504
+
+
+class TrainingTooLong(JobFailed):
+    """The training ran longer than {:g} s (train.time_limit_s in config.yaml). Ask for fewer max_train_steps, or for a
+    smaller resolution, or ask the operator for more time."""
 
     code, status = "TIMEOUT", 504
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from imagend import feed, files
 from imagend.errors import HistoryUnusable, SpoolUnusable
-from imagend.job import CLIENT_NAME, JOB_ID, Ref
+from imagend.job import CLIENT_NAME, JOB_ID, Kind, Ref
 from imagend.model_names import wanted
 from imagend.outputs import MANIFEST, RESULTS
 from imagend.set_field import CONTACT_SHEET
@@ -254,7 +254,8 @@ class History:
 
 def _told_by_feed(ref: Ref, line: dict[str, Any]) -> _Row:
     row = {"client": ref.client, "id": ref.id, "kind": line.get("kind"), "model": None}
-    pictures = sum(name != CONTACT_SHEET for name in line.get("files") or ())
+    files = () if line.get("kind") == Kind.TRAIN else line.get("files") or ()
+    pictures = sum(name != CONTACT_SHEET for name in files)
     row |= {"outcome": line["outcome"], "code": line.get("code"), "accepted_at": None, "started_at": None}
     ended = {"ended_at": _seconds(line["ended_at"]), "attempts": None, "pictures": pictures}
     return row | ended | {"from_manifest": 0}

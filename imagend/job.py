@@ -21,6 +21,7 @@ from imagend.fields import NAME as NAME
 from imagend.fields import Frozen as Frozen
 from imagend.fields import Moment, printable
 from imagend.generate_spec import Generate
+from imagend.train_spec import Train
 from imagend.upscaling import Upscale
 
 JOB_SCHEMA = "imagend.job/v1"
@@ -49,6 +50,7 @@ class Kind(enum.StrEnum):
     UPSCALE = "upscale"
     PREPROCESS = "preprocess"
     FETCH = "fetch"
+    TRAIN = "train"
 
 
 class Outcome(enum.StrEnum):
@@ -66,7 +68,7 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "edit", "upscale", "preprocess", "fetch", "cancel"] = Field(
+    kind: Literal["generate", "edit", "upscale", "preprocess", "fetch", "train", "cancel"] = Field(
         description="What to do; each kind has fields of its own, below."
     )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
@@ -112,9 +114,9 @@ class Cancel(Frozen):
 
 SPECS: Mapping[str, type[Frozen]] = {
     **{"generate": Generate, "edit": Edit, "upscale": Upscale, "preprocess": Preprocess},
-    **{"fetch": Fetch, "cancel": Cancel},
+    **{"fetch": Fetch, "train": Train, "cancel": Cancel},
 }
-Spec = Generate | Edit | Upscale | Preprocess | Fetch
+Spec = Generate | Edit | Upscale | Preprocess | Fetch | Train
 
 
 class Job(Frozen):

@@ -42,7 +42,8 @@ MAX_PROBLEMS = 10
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one that never ends is taken whole: linear time
 _BRACKET = re.compile(r"[\[\]{}]")
 _PRIVATE = re.compile(
-    r"(negative_)?prompt|source|notes|mask(\.find(\..*)?)?|items(\.\d+(\.values(\..*)?)?)?", re.DOTALL
+    r"(negative_)?prompt|source|notes|mask(\.find(\..*)?)?|validation_prompts(\.\d+)?|items(\.\d+(\.values(\..*)?)?)?",
+    re.DOTALL,
 )
 """Fields whose values are in no message: it may reach a log."""
 _NAME = re.compile(r"[\w.]{1,64}", re.ASCII)

@@ -29,15 +29,16 @@ class Artifact(Frozen):
     index: int
     file: str
     media_type: str = "image/png"
-    width: int
-    height: int
+    width: int | None = None
+    """of pictures only"""
+    height: int | None = None
     size: int
     """bytes"""
     sha256: str
-    pixels_sha256: str
+    pixels_sha256: str | None = None
     """SHA-256 of the 8-bit RGB samples, row by row: the picture without its metadata."""
     seed: int | None
-    """None of a picture for which nothing was drawn"""
+    """None of a file for which nothing was drawn"""
     seconds: float
     item: str | None = None
     """whose picture it is, of a set"""

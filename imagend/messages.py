@@ -91,6 +91,7 @@ class Progress(Frozen):
     """Heartbeat and progress in one. `step` counts from 0 to `steps` within picture `picture` of `pictures`; of what is
     fetched, `bytes_done` of `bytes_total`.
 
+    Of a training: the loss of late, and about how many seconds are left.
     Of a chain: which of its steps it is, and what part of the whole attempt is done, which never falls.
     """
 
@@ -103,6 +104,8 @@ class Progress(Frozen):
     steps: int = 0
     bytes_done: int | None = None
     bytes_total: int | None = None
+    loss: float | None = None
+    eta_s: float | None = None
     chain_step: str | None = Field(default=None, max_length=64)
     progress: float | None = Field(default=None, ge=0.0, le=1.0)
 

@@ -38,6 +38,9 @@ RETRIEVED = "retrieved"
 DRAFTS = ".drafts"
 MAX_PICTURE_BYTES = 64 << 20
 """Of the largest picture, 2048 x 2048, the samples alone have 12 MiB; whoever tells of more lies."""
+MAX_LORA_BYTES = 2 << 30
+"""Of the largest base, at the highest rank, a LoRA of all layers has a half of it."""
+_LORAS = ("lora", "lora_kohya")
 _TAIL_BYTES = 1 << 20
 _MAX_RESULTS_BYTES, _OLD_RESULTS = 16 << 20, 4
 """That is more than 300,000 jobs."""
@@ -316,8 +319,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _checked(folder: Path, artifact: Artifact) -> bytes:
-    """The bytes of a picture that is as it was told."""
-    if not 0 <= artifact.size <= MAX_PICTURE_BYTES:
+    """The bytes of a file that is as it was told."""
+    if not 0 <= artifact.size <= (MAX_LORA_BYTES if artifact.role in _LORAS else MAX_PICTURE_BYTES):
         raise MissingOutput(artifact.file)
     path = folder / artifact.file
     try:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagend.errors import UnknownReference
-from imagend.fields import PICTURE
+from imagend.errors import UnknownDataset, UnknownReference
+from imagend.fields import NAME, PICTURE
 from imagend.model_names import MAX_NAME
+from imagend.train_spec import DATASET
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 """Where two files have one name, the first of these is meant."""
@@ -29,11 +30,18 @@ class Library:
 
     pictures: Mapping[str, Path] = field(default_factory=dict)
     """by name, ENTITY/VIEW"""
+    datasets: Mapping[str, Path] = field(default_factory=dict)
+    """the folders to train on, as a job of that kind names them"""
     full: bool = False
     """whether there were more than are listed"""
 
     def find(self, name: str) -> Path:
-        """Raises UnknownReference, which lists what comes near."""
+        """Raises UnknownReference, which lists what comes near, or UnknownDataset."""
+        if name.startswith(DATASET):
+            if name in self.datasets:
+                return self.datasets[name]
+            known = [one.removeprefix(DATASET) for one in self.datasets]
+            raise UnknownDataset(name.removeprefix(DATASET), ", ".join(known[:_SHOWN]) or "none")
         if name in self.pictures:
             return self.pictures[name]
         entity = name.partition("/")[0]
@@ -62,6 +70,8 @@ def look(root: Path, each: Callable[[], None] = lambda: None) -> Library:
     Hidden files, links and what no job can name are passed over.
     """
     found: dict[str, Path] = {}
+    folders = _names(root / _DATASETS, os.DirEntry.is_dir)
+    datasets = {f"{DATASET}{name}": root / _DATASETS / name for name in folders if re.fullmatch(NAME, name)}
     for entity in _names(root, os.DirEntry.is_dir):
         if entity == _DATASETS:
             continue
@@ -72,8 +82,8 @@ def look(root: Path, each: Callable[[], None] = lambda: None) -> Library:
             if _rank(file) < len(EXTENSIONS) and _can_be_named(name):
                 found[name] = root / entity / file
         if len(found) > MAX_PICTURES:
-            return Library(dict(sorted(found.items())[:MAX_PICTURES]), full=True)
-    return Library(found)
+            return Library(dict(sorted(found.items())[:MAX_PICTURES]), datasets, full=True)
+    return Library(found, datasets)
 
 
 def _names(folder: Path, is_one: Callable[..., bool]) -> list[str]:

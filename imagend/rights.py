@@ -53,6 +53,7 @@ class Rights(Limits):
     operator: bool = False
     fetch: bool = False
     safety: Mode | None = None
+    train: bool = False
     group: str | None = Field(None, pattern=UNIX_GROUP)
     unretrieved_h: float | None = Field(None, gt=0)
     retrieved_h: float | None = Field(None, ge=0)

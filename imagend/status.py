@@ -118,10 +118,12 @@ class Worker(Frozen):
     stage: str | None = Field(None, description="`model_loading`, `painting`, …: as in a manifest's `timings`.")
     picture: int | None = Field(None, description="0 is the first.")
     pictures: int | None = Field(None, description="Of how many.")
-    step: int | None = Field(None, description="Denoising steps done in this picture.")
+    step: int | None = Field(None, description="Denoising steps done in this picture; steps of a training.")
     steps: int | None = Field(None, description="Of how many.")
     bytes_done: int | None = Field(None, description="Of what is fetched: so many have come.")
     bytes_total: int | None = Field(None, description="Of how many, where that is known.")
+    loss: float | None = Field(None, description="Of a training: an average of its last steps.")
+    eta_s: float | None = Field(None, description="Of a training: about how many seconds are left.")
     chain_step: str | None = Field(None, description="Of a job with a chain: `generate` or `upscale`.")
     progress: float | None = Field(None, description="Of a job with a chain: the part of this attempt that is done.")
 

@@ -88,6 +88,8 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     limits = option if option["type"] != "array" else option["items"]
     if "prefixItems" in limits:
         return f"list of {len(limits['prefixItems'])} whole numbers each, 1 to {option['maxItems']} of them"
+    if limits is not option and limits.get("type") == "string":
+        return _texts(option, limits)
     if "$ref" in limits:
         return f"list of objects, at most {option['maxItems']}: see below"
     if "enum" in limits and option["type"] == "array":
@@ -108,6 +110,12 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "pattern" in option:
         text += " like `{}`".format(option["pattern"].replace("|", r"\|"))  # else it would end the table's cell
     return text
+
+
+def _texts(option: dict[str, Any], each: dict[str, Any]) -> str:
+    what = "list of " + (", ".join(f"`{value}`" for value in each["enum"]) if "enum" in each else "texts")
+    what += f", each of at most {each['maxLength']} characters" if "maxLength" in each else ""
+    return f"{what}; {option.get('minItems', 0)} to {option['maxItems']} of them"
 
 
 @pytest.mark.parametrize("model", [Header, *SPECS.values(), Mask, Lora, Control, Reference, Chain, UpscaleStep, Item])

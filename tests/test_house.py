@@ -46,6 +46,8 @@ WORDS = {
     "control",
     "buckets",
     "dataset_report",
+    "train_spec",
+    "train_settings",
     "upscaling",
     "fields",
     "schedulers",

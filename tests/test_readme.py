@@ -33,6 +33,7 @@ NOT_HERE = {
     ("init",): "it would make /srv/imagend; this test begins with one elsewhere",
     ("fetch",): "it asks Civitai and Hugging Face; test_fetch.py asks servers that behave like these",
     ("submit", "fetch"): "the same",
+    ("submit", "train"): "it takes minutes; test_train_jobs.py trains for seconds",
 }
 QUICK = ("submit", "generate", "--prompt", "x", "--num-inference-steps", "1")
 

@@ -14,6 +14,7 @@ from imagend import config as configuration
 from imagend import history
 from imagend.cli.look import moment, span
 from imagend.errors import UsageError
+from imagend.job import Kind
 
 _JOBS = """
 SELECT client, id, kind, model, outcome, code, accepted_at, started_at, ended_at, attempts, pictures,
@@ -42,6 +43,7 @@ _TIMES = ("accepted_at", "started_at", "ended_at")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", metavar="NAME", help="this client's jobs only")
+    parser.add_argument("--kind", choices=[kind.value for kind in Kind], help="jobs of this kind only")
     parser.add_argument("--model", metavar="NAME", help="jobs by this model only")
     parser.add_argument(
         "--since", metavar="TIME", type=moment, help="ended since: 30m, 24h, 7d, 2w, or 2026-11-26T15:00 (UTC)"
@@ -80,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _document(database: sqlite3.Connection, arguments: argparse.Namespace) -> dict[str, Any]:
     since = arguments.since.timestamp() if arguments.since else None
     values = {"client": arguments.client, "model": arguments.model, "since": since, "limit": arguments.limit or -1}
+    values["kind"] = arguments.kind
     wanted = {"client": "client = :client", "model": "model = :model", "since": "ended_at >= :since"}
+    wanted["kind"] = "kind = :kind"
     chosen = " AND ".join(["TRUE", *(sql for name, sql in wanted.items() if values[name] is not None)])
     listed = f"{chosen} AND outcome IN ('failed', 'partial')" if arguments.failed else chosen
 

@@ -16,7 +16,8 @@ from imagend.outputs import MANIFEST, STATE
 from imagend.results import removal
 from imagend.spool import STALE_INTERVALS, STATUS, State
 
-PROGRESS = ("stage", "picture", "pictures", "step", "steps", "chain_step", "progress", "bytes_done", "bytes_total")
+_STEPS = ("stage", "picture", "pictures", "step", "steps", "chain_step", "progress")
+PROGRESS = (*_STEPS, "bytes_done", "bytes_total", "loss", "eta_s")
 """What status.json and state files say of how far a running job is."""
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -113,6 +114,13 @@ def megabytes(worker: dict[str, Any]) -> str:
     """How much of what is fetched has come."""
     done, total = worker["bytes_done"] / 1e6, worker.get("bytes_total")
     return f"{done:.1f} of {total / 1e6:.1f} MB" if total else f"{done:.1f} MB"
+
+
+def learning(worker: dict[str, Any]) -> str:
+    """How a training fares."""
+    left = f"  {span(worker['eta_s'])} left" if worker.get("eta_s") is not None else ""
+    loss = f"  loss {worker['loss']:.4g}" if worker.get("loss") is not None else ""
+    return f"step {worker['step']}/{worker['steps']}{loss}{left}"
 
 
 def shown(text: str) -> str:

@@ -55,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"{ref} fetched a model and painted nothing that could be painted again. To see whether the model is still "
             f"the same: imagend models verify. To fetch it again: imagend submit fetch {manifest['spec'].get('source')}"
         )
+    if manifest.get("kind") == Kind.TRAIN:
+        raise UsageError(
+            f"{ref} trained a LoRA. To train it again, submit the spec of its manifest with another name: on the CPU, "
+            "the same dataset and seed give the same bits."
+        )
     if manifest.get("outcome") not in _PAINTED or not manifest.get("artifacts"):
         raise UsageError(f"{ref} has no pictures to compare with: its outcome was {manifest.get('outcome')}.")
     again = send_again(config, ref, manifest, arguments.image, {"label": f"replay of {ref}"})

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import daemon_alive, megabytes, read, shown
+from imagend.cli.look import daemon_alive, learning, megabytes, read, shown
 from imagend.errors import Unreachable
 from imagend.spool import STATUS
 
@@ -72,5 +72,6 @@ def _doing(worker: dict[str, Any]) -> str:
         if worker.get("steps")
         else ""
     )
+    step = f" {learning(worker)}" if worker.get("steps") and not worker.get("pictures") else step
     step = f" {megabytes(worker)}" if worker.get("bytes_done") is not None else step
     return f": {worker['client']}/{worker['job']} {worker.get('stage', 'starting')}{step}"

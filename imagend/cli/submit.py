@@ -21,8 +21,13 @@ from imagend.job import SPECS, Frozen, Header, Kind, Ref
 from imagend.reference_field import Role
 from imagend.signing import job_id, split
 
-_OWN = ("schema", "kind", "seeds", "loras", "control", "references", "image", "chain", "source", "items", "mask")
-_TYPE = "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora."
+_TEXTS = ("trigger_words", "targets")
+_LISTS = ("loras", "control", "references", "chain", "items", "mask", "validation_prompts")
+_OWN = ("schema", "kind", "seeds", "image", "source", *_LISTS)
+_HELP = {
+    "type": "Of preprocess: what the control picture shows: canny, pose or depth. Of fetch: what it is, such as lora.",
+    "name": "Of train and fetch: what to call the model; of fetch, the file's own name if left out.",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +49,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
     fields = parser.add_argument_group("fields of a job (docs/job.md)")
-    specs = (SPECS[kind].model_fields for kind in ("fetch", "preprocess", "upscale", "edit", "generate"))
+    specs = (SPECS[kind].model_fields for kind in ("train", "fetch", "preprocess", "upscale", "edit", "generate"))
     every = dict(item for model_fields in (Header.model_fields, *specs) for item in model_fields.items())
     for name, field in every.items():
         if (field.alias or name) not in _OWN:
             option = f"--{name.replace('_', '-')}"
-            text = _TYPE if name == "type" else field.description or ""
+            text = _HELP.get(name) or field.description or ""
             fields.add_argument(option, dest=f"field_{name}", metavar="VALUE", help=text.replace("%", "%%"))
     fields.add_argument(
         "--lora",
@@ -109,6 +114,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.csv",
         type=Path,
         help="a set from a table: a row for each picture, with its name in the column name, and perhaps a column seed",
+    )
+    fields.add_argument(
+        "--validation-prompt",
+        dest="field_validation_prompts",
+        metavar="PROMPT",
+        action="append",
+        help="of train: a prompt that is painted as it goes, and at the end; give it again for more of them",
     )
     fields.add_argument(
         "--seeds", dest="field_seeds", metavar="N,N,…", help="one seed per picture, instead of seed and count"
@@ -241,8 +253,10 @@ def _compose(kind: str, given: dict[str, Any]) -> bytes:
     fields: dict[str, Any] = {"kind": kind}
     for name, text in given.items():
         types = {option.get("type") for option in schema.get(name, {}).get("anyOf", [schema.get(name, {})])}
-        if name in ("loras", "control", "references", "chain", "items", "mask"):
+        if name in _LISTS:
             fields[name] = text
+        elif name in _TEXTS:
+            fields[name] = [part.strip() for part in text.split(",")]
         elif "array" in types:
             fields[name] = [drop.number(part) for part in text.split(",")]
         elif "boolean" in types:

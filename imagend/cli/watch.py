@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imagend import config as configuration
-from imagend.cli.look import PROGRESS, Sight, look, megabytes, removed, span
+from imagend.cli.look import PROGRESS, Sight, learning, look, megabytes, removed, span
 from imagend.config import Config
 from imagend.errors import Unreachable, UsageError
 from imagend.job import Ref
@@ -155,6 +155,8 @@ def _progress(worker: dict[str, Any], steps: bool) -> str:
         return f"{stage}  {megabytes(worker)}" if steps else stage
     if not worker.get("steps"):
         return stage
+    if not worker.get("pictures"):
+        return f"{stage}  {learning(worker)}" if steps else stage
     picture = f"{stage} picture {worker['picture'] + 1} of {worker['pictures']}"
     if not steps:
         return picture

@@ -82,7 +82,8 @@ class Dispatch:
         folder = str(self.outputs.draft(ref))
         attempt = self.ending.claim(ref)
         now = self.clock()
-        running = Running(job, spec, attempt, accepted, self.wall(), now + slot.limit_s(config), route)
+        until = now + slot.limit_s(config, job.kind)
+        running = Running(job, spec, attempt, accepted, self.wall(), until, route)
         slot.take(running, config, now)
         memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
         run = Run(

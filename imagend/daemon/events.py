@@ -116,7 +116,7 @@ class Events:
         for manifest in self._ended:
             ref = Ref(manifest.client, manifest.id)
             for artifact in manifest.artifacts:
-                told = artifact.model_dump(mode="json", include=_OF_A_PICTURE)
+                told = artifact.model_dump(mode="json", include=_OF_A_PICTURE, exclude_none=True)
                 told |= {"file": None} if artifact.item else {}  # a client named it
                 self.tell("artifact.written", ref, **told)
             self.tell(ENDS[manifest.outcome], ref, **_summary(manifest))

@@ -17,6 +17,7 @@ from imagend.generate_spec import Generate
 from imagend.job import CancelRequest, Job
 from imagend.model_names import wanted
 from imagend.rights import Limits, Rights
+from imagend.train_spec import Train
 
 _NATIVE = 1024  # SDXL's own size: no model here is larger
 _MINUTE_S = 60.0
@@ -39,6 +40,8 @@ def check(item: Job | CancelRequest, config: Config) -> None:
         _check_painting(item, item.spec, rights, config)
     elif isinstance(item.spec, Fetch):
         _check_fetching(item, item.spec, rights, config)
+    elif isinstance(item.spec, Train):
+        _check_training(item, item.spec, rights, config)
 
 
 def _check_place(item: Job | CancelRequest, config: Config) -> None:
@@ -58,15 +61,36 @@ def _check_place(item: Job | CancelRequest, config: Config) -> None:
 
 
 def _check_painting(item: Job, spec: Generate, rights: Rights, config: Config) -> None:
-    model = wanted(spec.model or config.default_model).name
-    if rights.models is not None and model not in rights.models:
-        raise _forbidden("model", model, f"is not allowed for {_whom(item)}; allowed: {_names(rights.models)}.")
+    _check_model(item, spec, rights, config)
     if (asked := work(spec, config)) > rights.max_work:
         raise Forbidden(
             f"count x width x height x num_inference_steps: {asked:,.0f} megapixel-steps are more than the "
             f"{rights.max_work:,.0f} that {_whom(item)} may ask for in one job (max_work). Ask for fewer pictures or "
             "steps or a smaller size, in several jobs if need be.",
             detail=[{"field": "count", "value": pictures(spec)}],
+        )
+
+
+def _check_model(item: Job, spec: Generate | Train, rights: Rights, config: Config) -> None:
+    model = wanted(spec.model or config.default_model).name
+    if rights.models is not None and model not in rights.models:
+        raise _forbidden("model", model, f"is not allowed for {_whom(item)}; allowed: {_names(rights.models)}.")
+
+
+def _check_training(item: Job, spec: Train, rights: Rights, config: Config) -> None:
+    if not rights.train:
+        raise Forbidden(
+            f"kind: train is not allowed for {_whom(item)}, who has not the right to train LoRAs. If you need it, ask "
+            f"the operator for it: in config.yaml, clients: {{{item.signer}: {{train: true}}}}",
+            detail=[{"field": "kind", "value": item.kind}],
+        )
+    _check_model(item, spec, rights, config)
+    if spec.presented > config.train.max_presented:
+        raise Forbidden(
+            f"max_train_steps x train_batch_size x gradient_accumulation_steps: {spec.presented:,} are more than the "
+            f"{config.train.max_presented:,} that one job may ask for (train.max_presented in config.yaml). Ask for "
+            "less.",
+            detail=[{"field": "max_train_steps", "value": spec.max_train_steps}],
         )
 
 

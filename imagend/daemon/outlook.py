@@ -59,6 +59,8 @@ class Outlook:
         """Seconds until a worker has done what it does; one that takes longer than expected is about to end."""
         if running is None:
             return 0.0
+        if running.progress and running.progress.eta_s is not None:
+            return running.progress.eta_s
         seconds = self.durations.expect(Work.of(running.spec.model_dump()))
         return None if seconds is None else max(0.0, seconds - (wall - running.started_at).total_seconds())
 

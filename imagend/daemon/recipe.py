@@ -21,6 +21,7 @@ from imagend.model_settings import ImageType, ModelSettings
 from imagend.models import Model
 from imagend.router import Route
 from imagend.set_field import escaped
+from imagend.train_spec import Train
 from imagend.upscaling import Upscale
 
 _NATIVE = 1024  # image types are written for SDXL's own size
@@ -45,6 +46,9 @@ def fill(job: Job, config: Config, shelf: Shelf) -> Filled:
     """Raises what find() and complete() do."""
     if isinstance(job.spec, Upscale):
         return Filled(job.spec.model_copy(update={"upscaler": job.spec.upscaler or config.default_upscaler}))
+    if isinstance(job.spec, Train):
+        model = shelf.find(job.spec.model or config.default_model)
+        return Filled(_training(job.spec, job.ref, config, model), model.name)
     if not isinstance(job.spec, Generate):
         return Filled(job.spec)
     model = shelf.find(job.spec.model or config.default_model)
@@ -93,6 +97,21 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         why = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors(include_input=False))
         culprit = f"image_type: {spec.image_type!r}" if spec.image_type else f"model: {model.name!r}, as it is set,"
         raise UnsupportedSetting(f"{culprit} does not go with this job: {why}") from None
+
+
+def _training(spec: Train, ref: Ref, config: Config, model: Model) -> Train:
+    settings = config.model_settings.get(model.name, ModelSettings())
+    rescale = settings.rescale_betas_zero_snr if spec.rescale_betas_zero_snr is None else spec.rescale_betas_zero_snr
+    filled = {
+        "model": wanted(spec.model or config.default_model).of(model.name),
+        "vae": spec.vae or settings.vae,
+        "prediction_type": spec.prediction_type or settings.prediction_type,
+        "rescale_betas_zero_snr": rescale,
+        "alpha": spec.alpha or float(spec.rank),
+        "resolution": spec.resolution or _side(model.native_size),
+        "seed": spec.seed if spec.seed is not None else int(ref.id[:8], 16),
+    }
+    return spec.model_copy(update=filled)
 
 
 def _sampling(spec: Generate, settings: ModelSettings, model: Model) -> dict[str, Any]:

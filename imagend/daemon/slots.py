@@ -17,7 +17,7 @@ from imagend.config import Config
 from imagend.daemon.events import Events
 from imagend.daemon.executor import Executor
 from imagend.daemon.retry import restart_delay_s
-from imagend.errors import DownloadFailed, ImagendError, NoSpace, TimeLimit, WorkerDied, WorkerSilent
+from imagend.errors import DownloadFailed, ImagendError, NoSpace, TimeLimit, TrainingTooLong, WorkerDied, WorkerSilent
 from imagend.job import Job, Kind, Ref, Spec
 from imagend.lanes import Lane, lane_at
 from imagend.manifest import Artifact
@@ -119,14 +119,17 @@ class Slot:
         self.starts += 1
         executor.start(self.name)
 
-    def limit_s(self, config: Config) -> float:
+    def limit_s(self, config: Config, kind: Kind) -> float:
         """How long an attempt may take."""
-        return config.fetch.time_limit_s if self.lane is Lane.FETCH else config.time_limit_s
+        own = {Kind.FETCH: config.fetch.time_limit_s, Kind.TRAIN: config.train.time_limit_s}
+        return own.get(kind, config.time_limit_s)
 
     def _too_long(self, config: Config) -> ImagendError:
         if self.lane is Lane.FETCH:
             why = f"it took longer than {config.fetch.time_limit_s:g} s (fetch.time_limit_s in config.yaml)"
             return DownloadFailed("its source", f"{why}. What came is kept for some days: send the job again to go on")
+        if self.running and self.running.job.kind is Kind.TRAIN:
+            return TrainingTooLong(config.train.time_limit_s)
         return TimeLimit(config.time_limit_s)
 
     def _renew_if_due(self, executor: Executor, config: Config, now: float) -> None:

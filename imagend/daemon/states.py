@@ -50,7 +50,7 @@ class States:
 
     def ended(self, manifest: Manifest) -> None:
         """It is published: a reader needs no hint any more."""
-        if manifest.kind != Kind.FETCH:
+        if manifest.kind not in (Kind.FETCH, Kind.TRAIN):  # how long these take tells nothing of pictures
             self.outlook.durations.learn(manifest)
         ref = Ref(manifest.client, manifest.id)
         if self._told.pop(ref, None):

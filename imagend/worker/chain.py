@@ -34,7 +34,7 @@ class Enlarged:
 
     @property
     def digests(self) -> list[str]:
-        return [one.pixels_sha256 for one in self._painted.values()]
+        return [str(one.pixels_sha256) for one in self._painted.values()]
 
     def __call__(self, index: int) -> Image.Image:
         said = partial(self._context.progress, STAGE, index, len(self._painted))

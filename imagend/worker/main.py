@@ -60,15 +60,19 @@ class Context:
         self._said_at = 0.0
         self._chain_step: _ChainStep | None = None
 
-    def progress(self, stage: str, picture: int = 0, pictures: int = 0, step: int = 0, steps: int = 0) -> None:
-        """Say how far we are. Raises Interrupt when the job was cancelled or the worker is to stop."""
+    def progress(
+        self, stage: str, picture: int = 0, pictures: int = 0, step: int = 0, steps: int = 0, **more: float | None
+    ) -> None:
+        """Say how far we are; `more`: the loss of a training, and eta_s. Raises Interrupt when the job was cancelled or
+        the worker is to stop."""
         if self.interrupted.is_set():
             raise Interrupt
         now = time.monotonic()
         if 0 < step < steps and now - self._said_at < self._interval_s:
             return  # a small model makes a hundred steps a second; nobody can read that, and it costs the painter time
         self._said_at = now
-        told = Progress(job=self.job, stage=stage, picture=picture, pictures=pictures, step=step, steps=steps)
+        place = {"picture": picture, "pictures": pictures, "step": step, "steps": steps}
+        told = Progress(job=self.job, stage=stage, **place, **more)  # type: ignore[arg-type]
         self._say(self._chain_step.over(told) if self._chain_step else told)
 
     @contextmanager

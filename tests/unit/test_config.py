@@ -260,6 +260,7 @@ def test_a_clients_own_keys_win_one_by_one_over_those_of_all(tmp_path: Path) -> 
         "operator": False,
         "fetch": False,
         "safety": None,
+        "train": False,
         "group": None,
         "unretrieved_h": None,
         "retrieved_h": None,

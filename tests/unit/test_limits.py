@@ -15,6 +15,7 @@ from imagend.daemon.turn import Turn
 from imagend.errors import Forbidden, QueueFull, RateLimited, Rejected
 from imagend.generate_spec import Generate
 from imagend.job import CancelRequest, Header, Job, Ref
+from imagend.train_spec import Train
 from imagend.upscaling import Chain, UpscaleStep
 
 
@@ -25,6 +26,14 @@ def config(**keys: Any) -> Config:
 def job(client: str = "alice", priority: int = 5, **spec: Any) -> Job:
     header = Header(schema="imagend.job/v1", kind="generate", issued_at="2026-11-20T00:00:00Z", priority=priority)  # type: ignore[arg-type]
     return Job(ref=Ref(client, "0" * 20), header=header, spec=Generate(prompt="", **spec))
+
+
+def training(**fields: Any) -> Job:
+    header = Header(schema="imagend.job/v1", kind="train", issued_at="2026-11-20T00:00:00Z")  # type: ignore[arg-type]
+    return Job(ref=Ref("alice", "0" * 20), header=header, spec=Train(name="hats", dataset="hats", **fields))
+
+
+MAY = {"clients": {"alice": {"train": True}}}
 
 
 def cancel(signer: str, owner: str) -> CancelRequest:
@@ -44,6 +53,10 @@ def cancel(signer: str, owner: str) -> CancelRequest:
         ({"limits": {"max_priority": 6}}, job(priority=7), "priority", ["priority: 7 ", "6 or less"]),
         ({"limits": {"max_work": 31}}, job(), "count", ["31 megapixel-steps", "max_work", "fewer pictures"]),
         ({"clients": {"alice": {"max_priority": 4}}}, job(), "priority", ["4 or less"]),
+        ({}, training(), "kind", ["kind: train", "alice", "clients: {alice: {train: true}}"]),
+        (MAY | {"limits": {"models": ["a"]}}, training(), "model", ["model: shapes-xl "]),
+        (MAY | {"train": {"max_presented": 999}}, training(), "max_train_steps", ["1,000", "999", "max_presented"]),
+        (MAY, training(max_train_steps=100_000, train_batch_size=4), "max_train_steps", ["400,000"]),
         ({}, cancel("alice", "bob"), "client", ["bob is another client", "only your own"]),
         ({"clients": {"bob": {"operator": True}}}, cancel("alice", "bob"), "client", ["bob is another client"]),
     ],
@@ -57,6 +70,10 @@ def test_what_is_beyond_the_limits_is_forbidden_and_says_why(
     assert (envelope["code"], envelope["status"]) == ("FORBIDDEN", 403)
     assert [problem["field"] for problem in envelope["detail"]] == [field]  # the log shows no more than this
     assert all(word in envelope["message"] for word in words), envelope["message"]
+
+
+def test_who_has_the_right_may_train() -> None:
+    check(training(), config(**MAY))
 
 
 @pytest.mark.parametrize(
