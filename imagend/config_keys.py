@@ -209,8 +209,8 @@ class Config(Frozen):
         description="What some clients may that others may not: any of the keys of `limits`, and `operator: true` (may "
         "cancel everybody's jobs), `fetch: true` (may have models fetched), `train: true` (may train LoRAs), `safety` "
         "(flag or block, as above), `group`, the Unix group that may read this client's results (without one, only "
-        "imagend's own user and group), and `unretrieved_h` and `retrieved_h` as in `retention`. As in `ops: {operator: "
-        "true, max_queued: 50}`.",
+        "imagend's own user and group), and `unretrieved_h` and `retrieved_h` as in `retention`. As in `ops: "
+        "{operator: true, max_queued: 50}`.",
     )
     edit: Edit = Field(Edit(), description="Which edits need more than inpainting. `imagend route` tries it out.")
     fetch: Fetch = Field(

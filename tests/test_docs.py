@@ -88,7 +88,7 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     limits = option if option["type"] != "array" else option["items"]
     if "prefixItems" in limits:
         return f"list of {len(limits['prefixItems'])} whole numbers each, 1 to {option['maxItems']} of them"
-    if limits is not option and limits.get("type") == "string":
+    if limits is not option and limits.get("type") == "string" and "enum" not in limits:
         return _texts(option, limits)
     if "$ref" in limits:
         return f"list of objects, at most {option['maxItems']}: see below"
@@ -113,9 +113,8 @@ def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _texts(option: dict[str, Any], each: dict[str, Any]) -> str:
-    what = "list of " + (", ".join(f"`{value}`" for value in each["enum"]) if "enum" in each else "texts")
-    what += f", each of at most {each['maxLength']} characters" if "maxLength" in each else ""
-    return f"{what}; {option.get('minItems', 0)} to {option['maxItems']} of them"
+    length = f", each of at most {each['maxLength']} characters" if "maxLength" in each else ""
+    return f"list of texts{length}; {option.get('minItems', 0)} to {option['maxItems']} of them"
 
 
 @pytest.mark.parametrize("model", [Header, *SPECS.values(), Mask, Lora, Control, Reference, Chain, UpscaleStep, Item])
