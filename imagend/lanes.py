@@ -16,18 +16,20 @@ _OF_DEVICES = {NETWORK: "fetch", HOST: "cpu"}
 
 class Lane(enum.StrEnum):
     """PAINT: workers with a device. CPU: workers beside them, for what needs no GPU; without any, the others do it.
-    FETCH: processes that alone know the network, each started for one job."""
+    FETCH: processes that alone know the network, each started for one job. TRAIN: has no workers of its own, but those
+    of PAINT, where painting leaves them time (imagend.daemon.giving_way)."""
 
     PAINT = "paint"
     CPU = "cpu"
     FETCH = "fetch"
+    TRAIN = "train"
 
 
 def lane_by(kind: object, upscaler: object, default_upscaler: str = LANCZOS) -> Lane:
     """Of a job, by what stands in its file, and in config.yaml where it names no upscaler: Lanczos and preprocessors
     need no GPU."""
-    if kind == "fetch":
-        return Lane.FETCH
+    if isinstance(kind, str) and kind in (Lane.FETCH, Lane.TRAIN):
+        return Lane(kind)
     if kind == "preprocess":
         return Lane.CPU
     by = default_upscaler if upscaler is None else upscaler

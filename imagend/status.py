@@ -21,7 +21,9 @@ class Waiting(Frozen):
 
     client: str
     id: str
-    lane: Literal["paint", "cpu", "fetch"] = Field(description="Each has workers and an order of its own.")
+    lane: Literal["paint", "cpu", "fetch", "train"] = Field(
+        description="Each has an order of its own, and workers; training those that paint, when they have time."
+    )
     queue_position: int = Field(description="In its lane; 1 is next.")
     queue_length: int = Field(description="Jobs that wait in this lane.")
     estimated_wait_seconds: float | None = Field(description="Until its turn; null while nothing is known.")

@@ -18,8 +18,9 @@ from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Pr
 
 class FakeExecutor:
     """Paints at once, in this process. The prompt says what shall happen: die, fail, worn (but painted), or stay
-    (until cancelled); of a chain's second step: upscaling dies, fails, stays, lies (about what the first has made).
-    Items of a set whose names begin with `bad` fail. `unsafe`: where a filter is on, the first picture is withheld."""
+    (until cancelled); for a training its name does; of a chain's second step: upscaling dies, fails, stays, lies (about
+    what the first has made). Items of a set whose names begin with `bad` fail. `unsafe`: where a filter is on, the
+    first picture is withheld."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -49,7 +50,7 @@ class FakeExecutor:
                 self.mailbox.put(Died(worker, 0))
 
     def attempt(self, worker: str, run: Run) -> None:
-        match run.spec.get("prompt"):
+        match run.spec.get("prompt", run.spec.get("name")):
             case "die":
                 self.mailbox.put(Died(worker, -11))
             case "fail":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,25 @@ def test_stopped_and_killed_it_goes_on_with_the_bits_of_an_uninterrupted_one(hal
     assert manifest["artifacts"][3]["sha256"] == whole["artifacts"][3]["sha256"]
     starts = [one for one in log(hall) if one.get("event") == "started" and one.get("job") == str(ref)]
     assert len(starts) == 3
+
+
+def test_it_gives_way_to_a_picture_and_goes_on_with_the_bits_of_an_uninterrupted_one(hall: Home) -> None:
+    path = hall.root / "config.yaml"
+    path.write_text(f"{path.read_text()}train: {{rest_s: 0.0}}\n")
+    steps = {"max_train_steps": 300, "nonce": "interrupted"}
+    with serving(hall):
+        ref = train(hall, **steps)
+        wait_for(lambda: at_step(hall, 50), hall)
+        picture = ended(hall, hall.drop(prompt="a red circle", num_inference_steps=3, seed=7))
+        assert picture["outcome"] == "succeeded", picture
+        manifest = ended(hall, ref)
+        assert manifest["outcome"] == "succeeded", manifest
+        assert (manifest["attempts"], worker(hall)["starts"]) == (1, 1)
+        whole = ended(hall, train(hall, name="whole", **steps | {"nonce": "whole"}))
+        again = ended(hall, hall.drop("again.json", prompt="a red circle", num_inference_steps=3, seed=7, nonce="2"))
+    assert datetime.fromisoformat(picture["started_at"]) < datetime.fromisoformat(manifest["started_at"])
+    assert manifest["artifacts"][3]["sha256"] == whole["artifacts"][3]["sha256"]  # the losses
+    assert picture["artifacts"][0]["pixels_sha256"] == again["artifacts"][0]["pixels_sha256"]
 
 
 def _children(home: Home) -> list[tuple[int, str]]:

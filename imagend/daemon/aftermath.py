@@ -45,6 +45,8 @@ class Aftermath:
             self.disk.owe(partial(self.publish, running, ended, max_attempts))
         elif running.cancelled:
             self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
+        elif ended.outcome is Outcome.CANCELLED and running.released:
+            self.disk.owe(partial(self.put_back, running, partial(self.spool.release, running.job.ref)))
         elif ended.outcome is Outcome.CANCELLED:
             self.fail(running, Failure.of(Bug("the worker gave up, unasked")), max_attempts, ended)
         else:
@@ -103,7 +105,7 @@ class Aftermath:
             self.disk.owe(partial(self.ending.end, job.ref, Outcome.FAILED, running, ended, failure))
 
     def put_back(self, running: Running, on_disk: Callable[[], None], code: str | None = None) -> None:
-        """Back to the queue, for another attempt; without a code unharmed, because we stop."""
+        """Back to the queue, for another attempt; without a code unharmed, because we stop or it gives way."""
         on_disk()
         job = running.job
         self.ending.health.events.tell("requeued", job.ref, attempt=running.attempt, code=code)

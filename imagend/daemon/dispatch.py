@@ -12,6 +12,7 @@ from imagend.config import Config
 from imagend.daemon.disk import Disk
 from imagend.daemon.ending import Ending, accepted_at, load_whole
 from imagend.daemon.executor import Executor
+from imagend.daemon.giving_way import GivingWay
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.recipe import fill
 from imagend.daemon.remembered import Remembered
@@ -32,6 +33,7 @@ class Dispatch:
         spool: Spool,
         outputs: Outputs,
         turn: Turn,
+        giving_way: GivingWay,
         slots: Collection[Slot],
         librarian: Librarian,
         remembered: Remembered,
@@ -43,12 +45,13 @@ class Dispatch:
         wall: Callable[[], datetime],
     ) -> None:
         self.spool, self.outputs, self.turn, self.slots = spool, outputs, turn, slots
+        self.giving_way = giving_way
         self.librarian, self.remembered, self.disk, self.ending = librarian, remembered, disk, ending
         self.executor, self.config, self.clock, self.wall = executor, config, clock, wall
 
     def next(self, slot: Slot) -> Ref | None:
         """The job that a worker gets now, if it is free."""
-        return self.turn.next(slot.lane) if slot.state == "idle" else None
+        return self.giving_way.next(slot) if slot.state == "idle" else None
 
     @property
     def is_due(self) -> bool:

@@ -19,6 +19,7 @@ from imagend.daemon.disk import Disk
 from imagend.daemon.dispatch import Dispatch
 from imagend.daemon.ending import Ending, load_whole
 from imagend.daemon.executor import Arrived, Died, Event, Executor, Heard, Mailbox, ReloadRequested, StopRequested
+from imagend.daemon.giving_way import GivingWay
 from imagend.daemon.health import MIN_INTERVAL_S, Health
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
@@ -88,10 +89,14 @@ class Daemon:
         unlisted = Unlisted(librarian, lambda: self.clock())
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending, unlisted)
         self.operator = Operator(spool, outputs, self.turn, self.disk, self.ending, self.slots.values(), executor)
+        self.giving_way = GivingWay(
+            self.turn, self.slots.values(), self.settings, lambda: self.clock(), lambda: self.wall()
+        )
         self.dispatch = Dispatch(
             spool,
             outputs,
             self.turn,
+            self.giving_way,
             self.slots.values(),
             librarian,
             self.remembered,
@@ -132,6 +137,7 @@ class Daemon:
                 slot.tend(self.executor, self.settings.config, now, wanted=self.turn.next(slot.lane) is not None)
             if room and self.disk.well and self.librarian.ready:
                 self.dispatch.hand_out()
+                self.giving_way.tend(self.executor, now)
         elif now > self._stop_by:
             self.kill_all()
         self.aftermath.tend(self.settings.config.max_attempts, self.stopping)

@@ -17,7 +17,7 @@ from imagend.daemon.librarian import Librarian
 from imagend.daemon.recipe import fill
 from imagend.daemon.slots import Running, Slot
 from imagend.errors import JobFailed, Rejected
-from imagend.job import Job, Ref
+from imagend.job import Job, Kind, Ref
 from imagend.lanes import Lane
 
 HEAD = 100
@@ -57,7 +57,7 @@ class Outlook:
 
     def _left(self, running: Running | None, wall: datetime) -> float | None:
         """Seconds until a worker has done what it does; one that takes longer than expected is about to end."""
-        if running is None:
+        if running is None or (running.job.kind is Kind.TRAIN and self._config().train.share == 0):  # it gives way
             return 0.0
         if running.progress and running.progress.eta_s is not None:
             return running.progress.eta_s

@@ -45,6 +45,7 @@ class Running:
     """which way an edit goes"""
     progress: Progress | None = None
     cancelled: bool = False
+    released: bool = False  # it gives way, and goes on later
     made: tuple[Artifact, ...] = ()  # by the steps of a chain that are done: what stays if a later one fails
     withheld: tuple[int, ...] = ()  # pictures that are not among them
 
@@ -111,7 +112,8 @@ class Slot:
         elif self.running and now > self.running.until:
             self._kill(executor, self._too_long(config))
         elif self.running and now > self.deadline:
-            limit = "cancel_grace_s" if self.running.cancelled else "silence_limit_s"
+            asked = self.running.cancelled or self.running.released
+            limit = "cancel_grace_s" if asked else "silence_limit_s"
             self._kill(executor, WorkerSilent(self.name, getattr(config, limit), limit))
 
     def _start(self, executor: Executor, config: Config, now: float) -> None:
@@ -178,7 +180,7 @@ class Slot:
         self.upscales += progress.chain_step == "upscale" and (before is None or before.chain_step != "upscale")
         self.events.progressed(self.name, progress, now)
         if not (
-            self.running.cancelled or self.leaving or self.killed
+            self.running.cancelled or self.running.released or self.leaving or self.killed
         ):  # these set a deadline that progress must not move
             self.deadline = now + config.silence_limit_s
 
@@ -198,6 +200,12 @@ class Slot:
         """Ask the worker to stop the job it holds; tend() kills it if it does not listen."""
         if self.running and not self.running.cancelled:
             self.running.cancelled, self.deadline = True, now + config.cancel_grace_s
+            executor.send(self.name, Cancel(job=self.running.job.ref))
+
+    def release(self, executor: Executor, config: Config, now: float) -> None:
+        """Ask the worker to let go of its job, which goes back to the queue, unharmed; it itself stays."""
+        if self.running and not self.running.cancelled and not self.running.released:
+            self.running.released, self.deadline = True, now + config.cancel_grace_s
             executor.send(self.name, Cancel(job=self.running.job.ref))
 
     def ended(self, told: Ended, executor: Executor, config: Config, now: float) -> Running:
