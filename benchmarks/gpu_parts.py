@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.place import daemon, place
 from benchmarks.stock import Stock
@@ -212,6 +214,54 @@ def references(bench: Bench) -> Iterator[Row]:
             }
 
 
+def edit(bench: Bench) -> Iterator[Row]:
+    """What each stage of an edit costs, beside the same from nothing; of pictures of the painted size and larger."""
+    name, large = bench.stock.folder(), 2 * bench.size
+    box = {"boxes": [[bench.size // 4, bench.size // 4, bench.size // 2, bench.size // 2]]}
+    with tempfile.TemporaryDirectory() as folder, bench.studio() as studio:
+        pictures = {f"edit/{side}": _noise(Path(folder, f"{side}.png"), side) for side in (bench.size, large)}
+        job = {key: value for key, value in bench.job(name).items() if key not in ("width", "height")}
+        studio.paint(**bench.job(name))  # warm
+        before = studio.paint(**bench.job(name))
+        for what, side, own in (
+            ("all of it", bench.size, {"mask": {"whole": True}}),
+            ("a box", bench.size, {"mask": box}),
+            ("a box, four pictures", bench.size, {"mask": box, "count": 4}),
+            ("a mask picture", bench.size, {"mask": {"image": f"edit/{bench.size}", "expand": 8}}),
+            ("a box, twice as large", large, {"mask": box}),
+            ("its surroundings alone", large, {"mask": box, "padding_mask_crop": 64}),
+        ):
+            asked = {"kind": "edit", "image": f"edit/{side}", **job, **own}
+            painted = studio.paint(pictures=pictures, **asked)
+            timings, count = painted.ended.timings, len(painted.pixels)
+            yield {
+                "edited": what,
+                "picture": f"{side}x{side}",
+                "masking, s": round(timings["masking"], 3),
+                "encoding, s": round(timings["encoding"], 3),
+                "denoising and decoding, s": round(timings["painting"] / count, 3),
+                "compositing, s": round(timings["compositing"] / count, 3),
+                "times without": round(timings["painting"] / count / before.ended.timings["painting"], 2),
+                "bits as before": None,
+                **memory(painted),
+            }
+        again = studio.paint(**bench.job(name))
+    yield {
+        "edited": "none again",
+        "encoding, s": round(again.ended.timings["encoding"], 3),
+        "denoising and decoding, s": round(again.ended.timings["painting"], 3),
+        "times without": round(again.ended.timings["painting"] / before.ended.timings["painting"], 2),
+        "bits as before": again.pixels == before.pixels,
+    }
+
+
+def _noise(path: Path, side: int) -> str:
+    """A picture whose every pixel counts."""
+    bits = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(side))
+    Image.fromarray(bits.numpy()).save(path)
+    return str(path)
+
+
 def overhead(bench: Bench, rounds: int = 3) -> Iterator[Row]:
     """The same picture by bare diffusers and from drop to manifest through a daemon, in turns on one device."""
     name = bench.stock.folder()
@@ -279,5 +329,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "switch": switch,
     "lora": lora,
     "references": references,
+    "edit": edit,
     "overhead": overhead,
 }

@@ -22,7 +22,7 @@ from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.daemon.local import LocalExecutor
 from imagend.daemon.recipe import complete
 from imagend.generate_spec import Generate
-from imagend.job import Outcome, Ref
+from imagend.job import SPECS, Kind, Outcome, Ref
 from imagend.messages import Ended, Known, Message, Ready, Run, Stop, WorkerSettings
 from imagend.models import Models
 
@@ -87,7 +87,8 @@ class Studio:
         self._folder.cleanup()
 
     def paint(self, known: Known | None = None, pictures: dict[str, str] | None = None, **fields: Any) -> Painted:
-        """One job, given as in a job file. Raises RuntimeError with the worker's message if it fails."""
+        """One job that paints, given as in a job file; its kind is generate if it says no other. Raises RuntimeError
+        with the worker's message if it fails."""
         painted = self.attempt(known, pictures, **fields)
         if painted.ended.outcome is not Outcome.SUCCEEDED:
             raise RuntimeError(_why(painted.ended))
@@ -97,7 +98,9 @@ class Studio:
         """The same, but a job may fail. `pictures`: where the input pictures are that it names."""
         ref = Ref("bench", hashlib.sha256(str(self._jobs).encode()).hexdigest()[:20])
         self._jobs += 1
-        wish = Generate.model_validate_json(json.dumps(fields))
+        kind = fields.pop("kind", Kind.GENERATE)
+        wish = SPECS[kind].model_validate_json(json.dumps(fields))
+        assert isinstance(wish, Generate)
         assert wish.model
         spec = complete(wish, ref, Config(), self._models.find(wish.model)).model_dump(mode="json")
         folder = Path(self._folder.name, ref.id)
@@ -105,7 +108,7 @@ class Studio:
         with self._watched() as peak:
             start = time.perf_counter()
             run = Run(
-                job=ref, kind="generate", spec=spec, folder=str(folder), pictures=pictures or {}, known=known or Known()
+                job=ref, kind=kind, spec=spec, folder=str(folder), pictures=pictures or {}, known=known or Known()
             )
             self._executor.send("it", run)
             ended = self._hear(Ended)

@@ -29,6 +29,7 @@ FIRST = (
 )
 STAR = ("generate", "--prompt", "a large yellow star on a blue background", "--seed", "7")
 RING = ("generate", "--prompt", "a green ring on a white background", "--seed", "7")
+EDIT = ("--prompt", "a large green star on a blue background", "--seed", "7")
 
 
 class Feature(NamedTuple):
@@ -49,6 +50,11 @@ FEATURES = (
         "--reference\ndusk.png:0.6",
         "dusk.png",
         ("generate", "--prompt", "", "--reference", "dusk.png:0.6", "--seed", "7"),
+    ),
+    Feature(
+        "edit --mask 0,0,70,128\n(its left half, a star)",
+        "first.png",
+        ("edit", "--image", "first.png", "--mask", "0,0,70,128", "--mask-blur", "5", *EDIT),
     ),
     Feature("preprocess\n--type canny", "first.png", ("preprocess", "--image", "first.png", "--type", "canny")),
     Feature(

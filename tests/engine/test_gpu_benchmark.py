@@ -37,6 +37,14 @@ def test_folder_and_single_file_are_loaded_and_paint_the_same(tmp_path: Path) ->
     assert {row["made"] for row in rows["made"]} == {"random-shapes-xl-0", "random-shapes-xl.safetensors"}
 
 
+def test_an_edit_is_measured_stage_by_stage(tmp_path: Path) -> None:
+    *edits, again = measured(tmp_path, "edit")["edit"]
+    stages = {"masking, s", "encoding, s", "denoising and decoding, s", "compositing, s"}
+    assert [row["picture"] for row in edits] == ["64x64"] * 4 + ["128x128"] * 2
+    assert all(stages <= row.keys() for row in edits)
+    assert again["bits as before"]
+
+
 def test_a_rung_is_measured_in_a_worker_that_was_told_that_the_others_failed(tmp_path: Path) -> None:
     rows = measured(tmp_path, "modes")["modes"]
     assert [(row["memory mode"], row["promised"], row["bits as resident"]) for row in rows] == [
