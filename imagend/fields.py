@@ -77,7 +77,7 @@ PictureName = Annotated[str, Field(max_length=MAX_NAME, pattern=PICTURE), AfterV
 along."""
 
 
-Role = Literal["contact_sheet", "lora", "lora_kohya", "loss", "sample"]
+Role = Literal["contact_sheet", "overlay", "lora", "lora_kohya", "loss", "sample"]
 """What a published file is that is none of the pictures that were asked for."""
 
 

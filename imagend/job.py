@@ -21,6 +21,7 @@ from imagend.fields import NAME as NAME
 from imagend.fields import Frozen as Frozen
 from imagend.fields import Moment, printable
 from imagend.generate_spec import Generate
+from imagend.mask_spec import MakeMask
 from imagend.train_spec import Train
 from imagend.upscaling import Upscale
 
@@ -49,6 +50,7 @@ class Kind(enum.StrEnum):
     EDIT = "edit"
     UPSCALE = "upscale"
     PREPROCESS = "preprocess"
+    MASK = "mask"
     FETCH = "fetch"
     TRAIN = "train"
 
@@ -68,7 +70,7 @@ class Header(Frozen):
     """What every job file says about itself."""
 
     schema_: Literal["imagend.job/v1"] = Field(alias="schema", description="The format of this file.")
-    kind: Literal["generate", "edit", "upscale", "preprocess", "fetch", "train", "cancel"] = Field(
+    kind: Literal["generate", "edit", "upscale", "preprocess", "mask", "fetch", "train", "cancel"] = Field(
         description="What to do; each kind has fields of its own, below."
     )
     issued_at: Moment = Field(description="When the job was made (RFC 3339, with time zone). Part of its identity.")
@@ -114,9 +116,9 @@ class Cancel(Frozen):
 
 SPECS: Mapping[str, type[Frozen]] = {
     **{"generate": Generate, "edit": Edit, "upscale": Upscale, "preprocess": Preprocess},
-    **{"fetch": Fetch, "train": Train, "cancel": Cancel},
+    **{"mask": MakeMask, "fetch": Fetch, "train": Train, "cancel": Cancel},
 }
-Spec = Generate | Edit | Upscale | Preprocess | Fetch | Train
+Spec = Generate | Edit | Upscale | Preprocess | MakeMask | Fetch | Train
 
 
 class Job(Frozen):

@@ -13,6 +13,7 @@ from imagend.fields import Planned
 from imagend.generate_spec import Generate
 from imagend.job import Outcome
 from imagend.manifest import Artifact, Safety, Withheld
+from imagend.mask_spec import MakeMask
 from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Progress, Ready, Run, Stop
 
 
@@ -68,6 +69,9 @@ class FakeExecutor:
                     told = artifacts[:-1] if prompt == "upscaling lies" else artifacts
                     self.mailbox.put(Heard(worker, Made(job=run.job, artifacts=told)))
                     artifacts += self.step(worker, run, "upscale", 0.5, seeds)
+                elif run.kind == "mask":
+                    planned = MakeMask.model_validate_json(json.dumps(run.spec)).planned
+                    artifacts = tuple(paint(Path(run.folder), index, None, plan) for index, plan in enumerate(planned))
                 else:
                     artifacts = tuple(paint(Path(run.folder), index, seed) for index, seed in enumerate(seeds))
                 if prompt == "upscaling dies":

@@ -19,8 +19,11 @@ from imagend.daemon.loop import Daemon
 from imagend.errors import BadConfig
 from imagend.job import Ref
 from imagend.lanes import HOST, NETWORK, Lane, lane_at, lane_by
+from imagend.mask_field import Mask
 
 UPSCALE: dict[str, Any] = {"kind": "upscale", "prompt": ..., "image": "leona/front"}
+BOXES: dict[str, Any] = {"kind": "mask", "prompt": ..., "image": "leona/front", "mask": {"boxes": [[0, 0, 8, 8]]}}
+WORDS: dict[str, Any] = BOXES | {"mask": {"find": "the car"}}
 CANNY: dict[str, Any] = {"kind": "preprocess", "prompt": ..., "image": "leona/front", "type": "canny"}
 
 
@@ -70,6 +73,24 @@ def test_what_needs_no_gpu_goes_by_a_lane_of_its_own(kind: object, upscaler: obj
     assert lane_by(kind, upscaler, default) is lane
 
 
+@pytest.mark.parametrize(
+    ("mask", "lane"),
+    [
+        ({"boxes": [[0, 0, 8, 8]]}, Lane.CPU),
+        ({"find": None, "image": "leona/mask"}, Lane.CPU),
+        ({"find": ["the car"]}, Lane.PAINT),
+        (Mask(find=("the car",)), Lane.PAINT),
+        (Mask(whole=True), Lane.CPU),
+        (["find"], Lane.CPU),
+        (None, Lane.CPU),
+    ],
+)
+def test_a_mask_needs_a_gpu_where_words_name_it(mask: object, lane: Lane) -> None:
+    """As it stands in a file, and as it was read."""
+    assert lane_by("mask", None, "Lanczos", mask) is lane
+    assert lane_by("edit", None, "Lanczos", mask) is Lane.PAINT
+
+
 def test_a_workers_lane_follows_from_its_device() -> None:
     told = {device: lane_at(device) for device in ("cuda:1", "cpu", HOST, NETWORK)}
     assert told == {"cuda:1": Lane.PAINT, "cpu": Lane.PAINT, HOST: Lane.CPU, NETWORK: Lane.FETCH}
@@ -98,11 +119,11 @@ def test_a_gpu_that_paints_keeps_nothing_waiting_that_needs_none(home: Home, pic
     daemon.librarian.look()
     long = home.drop(prompt="stay", priority=9)
     run_until(daemon, lambda: daemon.slots["gpu0"].running is not None)
-    behind = home.drop(priority=9)
-    quick = [home.drop(**fields, priority=0) for fields in (UPSCALE, UPSCALE | {"scale": 4}, CANNY)]
+    behind, words = home.drop(priority=9), home.drop(**WORDS)
+    quick = [home.drop(**fields, priority=0) for fields in (UPSCALE, UPSCALE | {"scale": 4}, CANNY, BOXES)]
     run_until(daemon, lambda: all(home.where(ref) == "done" for ref in quick))
     assert {home.outcome(ref) for ref in quick} == {"succeeded"}
-    assert (home.where(long), home.where(behind)) == ("active", "pending")
+    assert (home.where(long), home.where(behind), home.where(words)) == ("active", "pending", "pending")
     assert workers_of(daemon) == {long.id: "gpu0"} | {ref.id: "host0" for ref in quick}
 
 

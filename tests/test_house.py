@@ -76,6 +76,7 @@ WORDS = {
     "edit_rules",
     "edit_settings",
     "edit_spec",
+    "mask_spec",
     "model_settings",
     "lanes",
     "sources",

@@ -160,6 +160,38 @@ def test_submit_edit_as_it_is_typed(home: Home, front: Path) -> None:
         assert re.search(says, done.stderr)
 
 
+def test_submit_mask_as_it_is_typed(home: Home, front: Path) -> None:
+    def submit(*options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "imagend", "submit", "mask", "--image", "leona/front", *options]
+        return subprocess.run(line, cwd=home.root, capture_output=True, text=True, check=False)
+
+    daemon = home.daemon(default_model="none-of-these")
+    put_on_shelf(daemon, home)
+    typed = [
+        (("--find", "the car", "--find", "a dog", "--mask-threshold", "0.3"), {"find": ["the car", "a dog"]}),
+        (("--mask", "the car", "--find", "a dog"), {"find": ["the car", "a dog"]}),
+        (("--mask", "1,2,30,40", "--mask-expand", "8"), {"boxes": [[1, 2, 30, 40]], "expand": 8}),
+    ]
+    for options, expected in typed:
+        done = submit(*options)
+        assert done.returncode == 0, done.stderr
+        run_until_idle(daemon)
+        manifest = home.manifest(Ref("alice", done.stdout.strip()))
+        assert (manifest["outcome"], manifest["kind"]) == ("succeeded", "mask")
+        assert {name: manifest["spec"]["mask"][name] for name in expected} == expected
+        told = [(one["file"], one.get("role")) for one in manifest["artifacts"]]
+        assert told == [("mask.png", None), ("overlay.png", "overlay")]
+    for options, says in [
+        ((), "mask: is missing"),
+        (("--find", "..."), "mask.find.0: must say what to find"),
+        (("--find", "x", "--mask", "whole"), "not find and whole"),
+        (("--find", "x", "--seed", "4"), "seed: is not a field"),
+    ]:
+        done = submit(*options)
+        assert done.returncode == 64
+        assert re.search(says, done.stderr)
+
+
 def test_submit_preprocess_as_it_is_typed(home: Home, front: Path) -> None:
     daemon = home.daemon(default_model="none-of-these")
     put_on_shelf(daemon, home)

@@ -23,8 +23,16 @@ def configure(fields: Any) -> None:
         dest="mask",
         metavar="MASK",
         action="append",
-        help="of edit: the part of the picture that is meant: a black and white picture, as for --image; LEFT,TOP,"
-        "RIGHT,BOTTOM in pixels; what to find in it, in words; or `whole`. Boxes and words may be given several times",
+        help="of edit and mask: the part of the picture that is meant: a black and white picture, as for --image; "
+        "LEFT,TOP,RIGHT,BOTTOM in pixels; what to find in it, in words; or `whole`. Boxes and words may be given more "
+        "than once",
+    )
+    fields.add_argument(
+        "--find",
+        dest="mask_find",
+        metavar="TEXT",
+        action="append",
+        help="of edit and mask: what the mask is to find in the picture, in words; give it again for more of them",
     )
     for name in _REFINING:
         takes = {"action": "store_true", "default": None} if name == "invert" else {"metavar": "VALUE"}
@@ -41,6 +49,8 @@ def field(arguments: argparse.Namespace) -> dict[str, Any] | None:
     whole job is checked."""
     refined = {name: getattr(arguments, f"mask_{name}") for name in _REFINING}
     named = _named(arguments.mask or [])
+    if arguments.mask_find:
+        named["find"] = [*named.get("find", ()), *arguments.mask_find]
     given = {name: text for name, text in refined.items() if text is not None}
     return named | {name: text if isinstance(text, bool) else drop.number(text) for name, text in given.items()} or None
 

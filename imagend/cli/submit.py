@@ -49,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, as `imagend watch` does")
     add_watch_options(parser)
     fields = parser.add_argument_group("fields of a job (docs/job.md)")
-    specs = (SPECS[kind].model_fields for kind in ("train", "fetch", "preprocess", "upscale", "edit", "generate"))
+    specs = (
+        SPECS[kind].model_fields for kind in ("train", "fetch", "preprocess", "upscale", "mask", "edit", "generate")
+    )
     every = dict(item for model_fields in (Header.model_fields, *specs) for item in model_fields.items())
     for name, field in every.items():
         if (field.alias or name) not in _OWN:
@@ -88,8 +90,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--image",
         dest="field_image",
         metavar="PICTURE",
-        help="a picture to begin with (img2img), to edit, to upscale or to preprocess: a file of yours, which is "
-        "sent along, or ENTITY/VIEW as `imagend references` lists them",
+        help="a picture to begin with (img2img), to edit, to mask, to upscale or to preprocess: a file of yours, which "
+        "is sent along, or ENTITY/VIEW as `imagend references` lists them",
     )
     mask_option.configure(fields)
     fields.add_argument(

@@ -109,5 +109,6 @@ class Aftermath:
         on_disk()
         job = running.job
         self.ending.health.events.tell("requeued", job.ref, attempt=running.attempt, code=code)
-        lane = lane_by(job.kind, getattr(running.spec, "upscaler", None))  # every default is filled in there
+        spec = running.spec  # every default is filled in there
+        lane = lane_by(job.kind, getattr(spec, "upscaler", None), mask=getattr(spec, "mask", None))
         self.turn.add(job.ref, job.header.priority, first=True, lane=lane)

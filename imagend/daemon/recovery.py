@@ -78,10 +78,11 @@ def _place(ref: Ref, raw: bytes, default_upscaler: str) -> tuple[int, Lane] | No
             return None
         fields = json.loads(body)
         priority, what = fields.get("priority", 5), (fields.get("kind"), fields.get("upscaler"))
+        mask = fields.get("mask")
     except (Rejected, ValueError):
         return None
     # What an older imagend took in is judged when its turn comes.
-    return priority if isinstance(priority, int) else 5, lane_by(*what, default_upscaler)
+    return priority if isinstance(priority, int) else 5, lane_by(*what, default_upscaler, mask)
 
 
 def _settle(ref: Ref, spool: Spool, ending: Ending, max_attempts: int) -> None:

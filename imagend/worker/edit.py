@@ -14,8 +14,7 @@ from imagend.edit_spec import MAX_EDITED, MIN_SIDE, Edit
 from imagend.errors import BadPicture
 from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
-from imagend.mask_field import TEXT_THRESHOLD, THRESHOLD
-from imagend.worker import inpaint, masks
+from imagend.worker import inpaint, masking, masks
 from imagend.worker.frame import Frame, frame
 from imagend.worker.paint import Task, paint
 from imagend.worker.pictures import Picture, describe, open_pictures
@@ -74,28 +73,11 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     models.learn(context.known.digests)
     native_size = models.find(spec.model).native_size
     _check(spec.image, pictures[spec.image], native_size)
-    given = _given(spec, pictures, context)
+    given, _ = masking.given(spec.mask, pictures[spec.image].image, pictures, context)
     with context.timed("masking"):
         mask = masks.combine(pictures[spec.image].image.size, spec.mask, given)
         where = frame(mask, native_size, spec.padding_mask_crop)
     return paint(Editing(spec, pictures, mask, where), context)
-
-
-def _given(spec: Edit, pictures: Mapping[str, Picture], context: Context) -> Image.Image | None:
-    """The picture that the mask is made of: one that the job names, or what was found. Raises what find() does."""
-    mask = spec.mask
-    if mask.image is not None:
-        return pictures[mask.image].image
-    if not mask.texts:
-        return None
-    thresholds = (
-        THRESHOLD if mask.threshold is None else mask.threshold,
-        TEXT_THRESHOLD if mask.text_threshold is None else mask.text_threshold,
-    )
-    detectors = context.pipelines.detectors
-    found = detectors.find(pictures[spec.image].image, mask.texts, *thresholds, context)
-    context.engine |= {"detectors": detectors.used, "found": found.describe()}
-    return found.mask
 
 
 def _check(name: str, picture: Picture, native_size: int) -> None:
