@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Home
+from conftest import REPOSITORY, Home
 from test_cli import imagend
 
 pytest.importorskip("torch", reason="needs the engine: pip install 'imagend[engine]'")
@@ -23,7 +23,12 @@ FIND = ("--find", "the car", "--find", "a dog", "--mask-threshold", "0.5")
 
 @pytest.fixture
 def photo(home: Home) -> Path:
-    detectors.save(home.config.models)
+    models = home.root / "models"  # not the repository's, into which nothing is written
+    (models / "diffusers").mkdir(parents=True)
+    (models / "diffusers" / "shapes-xl").symlink_to(REPOSITORY / "models" / "diffusers" / "shapes-xl")
+    detectors.save(models)
+    settings = home.root / "config.yaml"
+    settings.write_text(settings.read_text().replace(f"models: {REPOSITORY / 'models'}", f"models: {models}"))
     path = home.root / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(path)
     return path
