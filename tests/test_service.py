@@ -22,6 +22,8 @@ from test_cli import imagend
 pytest.importorskip("torch", reason="needs the engine: pip install 'imagend[engine]'")
 from PIL import Image
 
+from imagend.job import Ref
+
 PATIENCE_S = 120.0
 JOB = {"prompt": "a large red circle on a blue background", "num_inference_steps": 8, "guidance_scale": 4.0, "seed": 7}
 
@@ -174,6 +176,44 @@ def test_a_set_that_is_killed_in_the_middle_goes_on_with_what_is_missing(home: H
     assert names == ["red-circle.png", "green-circle.png", "blue-circle.png", "contact.png"]
     (plain,) = home.manifest(alone)["artifacts"]
     assert manifest["artifacts"][1]["pixels_sha256"] == plain["pixels_sha256"]
+
+
+def test_an_edit_that_is_killed_at_any_stage_is_what_it_would_have_been(home: Home) -> None:
+    """Daemon and worker, while the mask is made or the model read, and while its second picture is painted."""
+    noise = np.random.default_rng(1).integers(0, 255, (128, 128, 3), np.uint8)
+    front = home.config.reference / "shapes" / "front.png"
+    front.parent.mkdir(parents=True)
+    Image.fromarray(noise).save(front)
+    job = JOB | {"kind": "edit", "image": "shapes/front", "mask": {"boxes": [[40, 40, 90, 90]]}, "count": 2}
+    job |= {"num_inference_steps": 150}
+
+    def killed(when: Callable[[dict[str, Any]], Any], ref: Ref) -> None:
+        with serving(home) as daemon:
+            wait_for(lambda: worker(home).get("job") == ref.id and when(worker(home)), home)
+            os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
+
+    ref = home.drop(**job)
+    killed(lambda seen: seen.get("stage") in ("masking", "model_loading"), ref)
+    killed(lambda seen: seen.get("stage") == "painting" and seen.get("picture") == 1, ref)
+    draft = home.config.outputs / ".drafts" / ref.client / ref.id
+    first = (draft / "0000.png").stat()
+    with serving(home):
+        wait_for(lambda: home.where(ref) == "done", home)
+        other = home.drop(**job, nonce="undisturbed")
+        wait_for(lambda: home.where(other) == "done", home)
+    manifest, undisturbed = home.manifest(ref), home.manifest(other)
+    assert (manifest["outcome"], manifest["attempts"]) == ("succeeded", 3)
+    folder = home.config.outputs / ref.client / ref.id
+    assert (folder / "0000.png").stat().st_mtime_ns == first.st_mtime_ns
+    same = [artifact["pixels_sha256"] for artifact in undisturbed["artifacts"]]
+    assert [artifact["pixels_sha256"] for artifact in manifest["artifacts"]] == same
+    with Image.open(folder / "0001.png") as image:
+        made = np.asarray(image.convert("RGB")).copy()
+    changed = (made != noise).any(axis=2)
+    assert changed[50:80, 50:80].mean() > 0.9
+    changed[30:100, 30:100] = False
+    assert not changed.any()
 
 
 def test_cancel_between_steps(home: Home) -> None:

@@ -239,6 +239,54 @@ def test_a_picture_beyond_the_limits_is_refused(
     assert ended.failure.error.message == f"The picture {NAME} cannot be used: {what}. {remedy}."
 
 
+def refusal(painter: Painter, folder: Path, places: dict[str, Path], **fields: Any) -> tuple[str, str]:
+    ended = painter.run(folder, places, **QUICK | fields)
+    assert not list(folder.glob("*.png"))
+    return ended.failure.error.code, ended.failure.error.message
+
+
+def test_every_refusal_says_what_to_do(painter: Painter, noise: Path, tmp_path: Path) -> None:
+    """Of what only the worker can see, before a model is loaded."""
+    bad = {name: tmp_path / f"{name}.png" for name in ("small", "black", "gif", "cut", "huge", "moving")}
+    Image.new("L", (64, 64), 255).save(bad["small"])
+    Image.new("L", (128, 128), 127).save(bad["black"])
+    Image.new("L", (128, 128), 255).save(bad["gif"], format="GIF")
+    bad["cut"].write_bytes(noise.read_bytes()[:3000])
+    Image.new("1", (4097, 8), 1).save(bad["huge"])
+    frames = [Image.new("L", (128, 128), shade) for shade in (0, 255)]
+    frames[0].save(bad["moving"], format="WEBP", save_all=True, append_images=frames[1:])
+    usable = "The mask cannot be used: "
+    picture = f"The picture {MASK} cannot be used: "
+    expected = {
+        "small": f"{usable}it has 64x64 pixels, and its picture 128x128. Send a mask of the picture's size.",
+        "black": f"{usable}it marks nothing. Paint what is meant white in it, or give a larger part, or less to "
+        "shrink it by.",
+        "gif": f"{picture}it is none of PNG, JPEG, WEBP. Convert it.",
+        "cut": f"{picture}it is damaged (OSError). Save it anew.",
+        "huge": f"{picture}it has 4097x8 pixels; at most 4096x4096 are possible. Make it smaller.",
+        "moving": f"{picture}it is an animation. Send one picture of it.",
+    }
+    before = painter.pipelines.switch.pipe
+    for name, says in expected.items():
+        found = refusal(painter, tmp_path / "a", {NAME: noise, MASK: bad[name]}, mask={"image": MASK})
+        assert found == ("INVALID_PARAMETERS", says)
+        if says.startswith(picture):
+            found = refusal(painter, tmp_path / "a", {NAME: bad[name]}, mask={"whole": True})
+            assert found == ("INVALID_PARAMETERS", says.replace(MASK, NAME))
+    outside = "the box 128,0,140,9 lies outside the picture, which has 128x128 pixels"
+    remedy = "Give its pixels from the top left corner: left, top, right, bottom"
+    found = refusal(painter, tmp_path / "a", {NAME: noise}, mask={"boxes": [[128, 0, 140, 9]]})
+    assert found == ("INVALID_PARAMETERS", f"{usable}{outside}. {remedy}.")
+    (tmp_path / "models" / "diffusers").mkdir(parents=True)
+    (tmp_path / "models" / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    without = Painter(tmp_path / "models")
+    code, says = refusal(without, tmp_path / "a", {NAME: noise}, mask={"find": "the car"})
+    assert without.pipelines.switch.pipe is None
+    assert code == "MODEL_NOT_FOUND"
+    assert "imagend fetch https://huggingface.co/IDEA-Research/grounding-dino-tiny" in says
+    assert painter.pipelines.switch.pipe is before
+
+
 # Transparency
 
 
@@ -326,6 +374,30 @@ def test_in_a_memory_mode_it_is_the_same(noise: Path, tmp_path: Path, mode: Mode
     assert second.outcome is Outcome.SUCCEEDED, second.failure
     assert second.memory["mode"] == mode
     assert second.artifacts[0].pixels_sha256 == first.artifacts[0].pixels_sha256
+
+
+def test_a_shortage_while_the_picture_is_encoded_climbs_and_is_told(
+    painter: Painter, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(painter.pipelines.ladder, "seen", {})
+    pipe = painter.pipelines.get("shapes-xl", lambda: None)
+    runs: list[int] = []
+
+    def once(*_: Any) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    hook = pipe.vae.encoder.register_forward_pre_hook(once)
+    try:
+        ended = painter.run(tmp_path, {NAME: noise}, **QUICK, mask=BOX | {"blur": 0}, seed=7)
+    finally:
+        hook.remove()
+    assert ended.outcome is Outcome.SUCCEEDED, ended.failure
+    assert ended.memory["vae_tile"]
+    assert not ended.memory["exact"]
+    made, before = pixels(tmp_path / "0000.png"), pixels(noise)
+    assert (made[:40] == before[:40]).all()
 
 
 def test_a_control_picture_and_a_references_mask_are_cut_as_the_picture_is(painter: Painter, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from imagend.config import Config
 from imagend.daemon.limits import Gate, check, work
 from imagend.daemon.turn import Turn
+from imagend.edit_spec import Edit
 from imagend.errors import Forbidden, QueueFull, RateLimited, Rejected
 from imagend.generate_spec import Generate
 from imagend.job import CancelRequest, Header, Job, Ref
+from imagend.mask_field import Mask
 from imagend.train_spec import Train
 from imagend.upscaling import Chain, UpscaleStep
 
@@ -31,6 +33,12 @@ def job(client: str = "alice", priority: int = 5, **spec: Any) -> Job:
 def training(**fields: Any) -> Job:
     header = Header(schema="imagend.job/v1", kind="train", issued_at="2026-11-20T00:00:00Z")  # type: ignore[arg-type]
     return Job(ref=Ref("alice", "0" * 20), header=header, spec=Train(name="hats", dataset="hats", **fields))
+
+
+def edit(**fields: Any) -> Job:
+    header = Header(schema="imagend.job/v1", kind="edit", issued_at="2026-11-20T00:00:00Z")  # type: ignore[arg-type]
+    spec = Edit(prompt="", image="leona/front", mask=Mask(whole=True), **fields)
+    return Job(ref=Ref("alice", "0" * 20), header=header, spec=spec)
 
 
 MAY = {"clients": {"alice": {"train": True}}}
@@ -50,6 +58,9 @@ def cancel(signer: str, owner: str) -> CancelRequest:
         ({"limits": {"kinds": []}}, job(), "kind", ["generate", "client alice", "allowed: none"]),
         ({"limits": {"models": ["a", "b"]}}, job(model="c"), "model", ["model: c ", "allowed: a, b."]),
         ({"limits": {"models": ["a"]}}, job(), "model", ["model: shapes-xl "]),
+        ({"limits": {"kinds": ["generate"]}}, edit(), "kind", ["kind: edit ", "allowed: generate."]),
+        ({"limits": {"models": ["a"]}}, edit(model="c"), "model", ["model: c "]),
+        ({"limits": {"max_work": 31}}, edit(), "count", ["31 megapixel-steps", "max_work"]),
         ({"limits": {"max_priority": 6}}, job(priority=7), "priority", ["priority: 7 ", "6 or less"]),
         ({"limits": {"max_work": 31}}, job(), "count", ["31 megapixel-steps", "max_work", "fewer pictures"]),
         ({"clients": {"alice": {"max_priority": 4}}}, job(), "priority", ["4 or less"]),
