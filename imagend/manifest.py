@@ -82,7 +82,7 @@ class ItemEnd(Frozen):
 
 
 class Installed(Frozen):
-    """A model that was fetched, as it lies in models/."""
+    """A model that was fetched or trained, as it lies in models/."""
 
     kind: ModelKind
     name: str = Field(max_length=500)
@@ -128,7 +128,9 @@ class Manifest(Frozen):
     memory: dict[str, Any] | None = None
     """in which memory mode it was painted, after which retries, and whether that may have changed the last bits"""
     installed: Installed | None = None
-    """of a job that fetches: the model that it installed"""
+    """of a job that fetches or trains: the model that it installed"""
+    not_installed: str | None = None
+    """of a job that trained: why its LoRA was published, but not installed"""
     safety: Safety | None = None
     """by which filter its pictures were looked at, and which of them are withheld"""
     error: dict[str, Any] | None = None

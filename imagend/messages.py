@@ -157,8 +157,8 @@ class Failure(Frozen):
 
 class Ended(Frozen):
     """How an attempt ended. `failed`: what went wrong, by item of a set. `timings` in seconds by stage; `engine`,
-    `loading`, `memory`, `installed` and `safety` as in the manifest; `worn` says why the worker wants to be replaced
-    before its next job."""
+    `loading`, `memory`, `installed`, `not_installed` and `safety` as in the manifest; `worn` says why the worker wants
+    to be replaced before its next job."""
 
     type: Literal["ended"] = "ended"
     job: Ref
@@ -170,6 +170,7 @@ class Ended(Frozen):
     loading: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     installed: Installed | None = None
+    not_installed: str | None = Field(default=None, max_length=2000)
     safety: Safety | None = None
     worn: str = Field(default="", max_length=200)
     failure: Failure | None = None

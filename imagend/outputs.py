@@ -101,12 +101,18 @@ class Outputs:
     def seal(
         self, ref: Ref, artifacts: Iterable[Artifact], planned: Sequence[Planned], steps: Sequence[str] = ()
     ) -> None:
-        """Check that what was planned is there as told, of a chain in each step's folder; drop all else.
-
-        Raises MissingOutput, or DiskLost.
-        """
-        folder = self.draft(ref)
+        """check(), and drop all else."""
         artifacts = tuple(artifacts)
+        self.check(ref, artifacts, planned, steps)
+        folder = self.draft(ref)
+        folders = {folder / step for step in steps}
+        for stray in _all_below(folder) - folders - {folder / artifact.file for artifact in artifacts}:
+            if stray.parent in {folder, *folders}:  # else it goes with its folder
+                _discard(stray)
+
+    def check(self, ref: Ref, artifacts: Sequence[Artifact], planned: Sequence[Planned], steps: Sequence[str]) -> None:
+        """That what was planned is there as told, of a chain in each step's folder. Raises MissingOutput, DiskLost."""
+        folder = self.draft(ref)
         places = [f"{step}/" for step in steps] or [""]
         plans = [plan._replace(file=f"{place}{plan.file}") for place in places for plan in planned]
         for told, plan in zip_longest((artifact.plan for artifact in artifacts), plans):
@@ -119,10 +125,6 @@ class Outputs:
                 raise (DiskLost(artifact.file) if ref in self._distrusted else missing) from None
             if ref in self._distrusted:
                 files.write(folder / artifact.file, data)
-        folders = {folder / step for step in steps}
-        for stray in _all_below(folder) - folders - {folder / artifact.file for artifact in artifacts}:
-            if stray.parent in {folder, *folders}:  # else it goes with its folder
-                _discard(stray)
 
     def publish(self, ref: Ref, manifest: Manifest) -> None:
         """Show it, whole: all in it is durable. Once confirm() has returned, the job has ended for good.

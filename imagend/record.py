@@ -24,6 +24,17 @@ class Retired(Frozen):
     reason: Text = Field(min_length=1)
 
 
+class Trained(Frozen):
+    """Where a model is from that was made here."""
+
+    job: Text
+    dataset: Text
+    dataset_sha256: str = Field(pattern=SHA256)
+    model: Text
+    """its base"""
+    model_sha256: str = Field(pattern=SHA256)
+
+
 class Record(Frozen):
     """What a source said of a model when it was fetched, and what the operator noted since."""
 
@@ -41,6 +52,8 @@ class Record(Frozen):
     trigger_words: tuple[Text, ...] = Field((), max_length=100)
     fetched_by: Text | None = None
     fetched_at: AwareDatetime | None = None
+    trained: Trained | None = None
+    """of a LoRA that a job has made"""
     notes: Text | None = None
     retired: Retired | None = None
     """None: active"""

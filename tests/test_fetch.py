@@ -24,13 +24,12 @@ from fuzz.targets import safetensors
 from test_cli import imagend
 from weightfiles import LORA, SDXL, VAE, weights
 
-from imagend import records
+from imagend import installing, records
 from imagend.architecture import ModelKind
 from imagend.cli import run
 from imagend.config import Config
 from imagend.errors import DownloadFailed, UsageError
 from imagend.fetch import download as downloading
-from imagend.fetch import install
 from imagend.fetch import tokens as token_files
 from imagend.fetch.addresses import Address, checked, is_public, resolve
 from imagend.fetch.fetcher import Fetched, Fetcher, Wish
@@ -165,6 +164,7 @@ def test_a_lora_from_civitai_with_all_that_is_said_of_it(place: Place, source: s
         "trigger_words": ("ink drawing", "bold lines"),
         "fetched_by": "bob",
         "fetched_at": NOW,
+        "trained": None,
         "notes": "for tests",
         "retired": None,
     }
@@ -442,14 +442,14 @@ def test_a_name_leads_nowhere_else(place: Place, name: str) -> None:
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_folder_on_another_disk(place: Place, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     """A rename cannot go there, so a copy is made beside and renamed: never half a model under its name."""
-    rename = install.files.rename
+    rename = installing.files.rename
 
     def across(source: Path, target: Path) -> None:
         if ".fetch" in source.parts and ".fetch" not in target.parts:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
         rename(source, target)
 
-    monkeypatch.setattr(install.files, "rename", across)
+    monkeypatch.setattr(installing.files, "rename", across)
     if whole:
         hugging_face(place.server, folder_of(SHAPES_XL))
         fetched = place.fetch("https://huggingface.co/org/repo", name="shapes")
@@ -468,7 +468,7 @@ def test_a_disk_that_refuses_leaves_nothing(place: Place, monkeypatch: pytest.Mo
     def refuse(source: Path, target: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
 
-    monkeypatch.setattr(install.files, "move", refuse)
+    monkeypatch.setattr(installing.files, "move", refuse)
     assert "the disk refused" in place.refused("20", None)
 
 

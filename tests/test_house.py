@@ -106,6 +106,7 @@ SHELVES = {
     "catalog",
     "survey",
     "records",
+    "installing",
 }
 ENTRANCES = {"__main__", "cli", "client", "logs"}
 PROCESSES = {"daemon", "worker", "fetch"}
@@ -121,11 +122,12 @@ MAY_IMPORT = {
     "catalog": WORDS | {"models"},
     "survey": WORDS | {"models", "catalog", "model_folders", "records"},
     "history": WORDS | {"files", "outputs", "feed"},
+    "installing": WORDS | {"files", "records"},
     "results": WORDS | {"files", "outputs"},
     "retention": WORDS | {"results", "spool"},
     "daemon": WORDS | SHELVES | {"daemon"},
     "worker": WORDS | {"files", "models", "datasets", "worker"},
-    "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "fetch"},
+    "fetch": WORDS | {"files", "models", "model_folders", "weights", "records", "installing", "fetch"},
     "cli": WORDS | SHELVES | {"cli", "logs"},
     "__main__": {"cli"},
     "logs": {"message_ids"},

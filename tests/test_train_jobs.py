@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Home
+from conftest import REPOSITORY, Home
 from test_cli import imagend
-from test_service import log, serving, status, wait_for, worker
+from test_service import log, serving, wait_for, worker
 
 pytest.importorskip("torch", reason="needs the engine: pip install 'imagend[engine]'")
 from datasets import circles
+
+from imagend import config as configuration
 
 TRAIN: dict[str, Any] = {
     "kind": "train",
@@ -33,11 +38,14 @@ LONG = {"max_train_steps": 4000}
 
 @pytest.fixture
 def hall(home: Home) -> Home:
-    """A home with a dataset, whose client may train."""
+    """A home with a dataset and models of its own, whose client may train."""
+    source = REPOSITORY / "models"
+    shutil.copytree(source / "diffusers" / "shapes-xl", home.root / "models" / "diffusers" / "shapes-xl")
     circles(home.root / "reference" / "datasets" / "circles", 4)
     path = home.root / "config.yaml"
-    path.write_text(f"{path.read_text()}reserve_mb: 0\nclients: {{{home.client}: {{train: true}}}}\n")
-    return home
+    text = path.read_text().replace(f"models: {source}", "models: models")
+    path.write_text(f"{text}reserve_mb: 0\nclients: {{{home.client}: {{train: true}}}}\n")
+    return replace(home, config=configuration.load(path))
 
 
 def train(home: Home, **fields: Any) -> Any:
@@ -73,7 +81,12 @@ def test_a_training_is_told_as_it_goes_and_its_manifest_is_its_record(hall: Home
         second = train(hall, seed=2, validation_prompts=["a red circle"], trigger_words=["ohwx"])
         manifest = ended(hall, second)
         assert manifest["outcome"] == "succeeded", manifest
-        wait_for(lambda: status(hall)["queue"]["active"] == 0, hall)
+        taken = ended(hall, train(hall, nonce="of the same name"))
+        assert taken["error"]["code"] == "CONFLICT"
+        job = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1, "width": 64, "height": 64}
+        plain = ended(hall, hall.drop(**job))
+        styled = ended(hall, hall.drop(**job, loras=[{"name": "circle"}]))
+        shown = imagend("models", "show", "circle", cwd=hall.root).stdout
         history = json.loads(imagend("history", "--kind", "train", "--json", cwd=hall.root).stdout)
     assert (manifest["spec"]["model"], manifest["spec"]["alpha"]) == ("shapes-xl", 2.0)
     assert manifest["engine"]["dataset"]["name"] == "circles"
@@ -81,7 +94,14 @@ def test_a_training_is_told_as_it_goes_and_its_manifest_is_its_record(hall: Home
     files = ["lora.safetensors", "lora-kohya.safetensors", "loss.png", "loss.jsonl", "sample-000060-0.png"]
     assert [one["file"] for one in manifest["artifacts"]] == files
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "manifest.json"])
-    assert [(one["id"], one["kind"], one["outcome"], one["pictures"]) for one in history["jobs"]] == [
+    assert manifest["installed"]["name"] == "circle"
+    installed = hall.config.models / "loras" / "circle.safetensors"
+    assert hashlib.sha256(installed.read_bytes()).hexdigest() == manifest["artifacts"][0]["sha256"]
+    assert styled["engine"]["loras"][0]["sha256"] == manifest["installed"]["sha256"]
+    assert styled["artifacts"][0]["pixels_sha256"] != plain["artifacts"][0]["pixels_sha256"]
+    assert str(second) in shown
+    assert "ohwx" in shown
+    assert [(one["id"], one["kind"], one["outcome"], one["pictures"]) for one in history["jobs"][1:]] == [
         (second.id, "train", "succeeded", 0),
         (ref.id, "train", "cancelled", 0),
     ]

@@ -67,9 +67,10 @@ def _folders(config: Config) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"{folder} is there")
     if config.models.is_dir() and not os.access(config.models, os.W_OK):
-        for client in sorted(name for name, rights in config.clients.items() if rights.fetch):
-            what = f"{client} may have models fetched, and {config.models} cannot be written"
-            yield Finding("warning", what, f"chown it to {login_name()}, or take fetch: true from clients.{client}")
+        for right, what in (("fetch", "have models fetched"), ("train", "have LoRAs trained")):
+            for client in sorted(name for name, rights in config.clients.items() if getattr(rights, right)):
+                remedy = f"chown it to {login_name()}, or take {right}: true from clients.{client}"
+                yield Finding("warning", f"{client} may {what}, and {config.models} cannot be written", remedy)
     for folder in (config.spool, config.outputs):
         if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
             yield Finding("error", f"{folder} can be written by everybody", f"chmod o-w {folder}")

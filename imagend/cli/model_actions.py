@@ -143,6 +143,8 @@ def _show(one: One, as_json: bool) -> int:
     lines = {key: value for key, value in said.items() if key != "record"}
     lines["state"] = f"retired by {retired.by} at {retired.at.isoformat()}: {retired.reason}" if retired else "active"
     lines |= {f"record: {key}": value for key, value in (told or {"record": "none"}).items() if key != "retired"}
+    if record and record.trained:
+        lines["record: trained"] = [f"{key} {value}" for key, value in record.trained.model_dump().items()]
     for key, value in lines.items():
         print(f"{key:22} {', '.join(value) if isinstance(value, list) else value}")
     return 0

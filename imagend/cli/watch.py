@@ -176,6 +176,8 @@ def _final(sight: Sight, config: Config, ref: Ref) -> str:
     lines += [f"  {_short(folder / artifact['file'])}" for artifact in document.get("artifacts", ())]
     if model := document.get("installed"):
         lines.append(f"  {model['kind']} {model['name']}; pin it as {model['name']}@{model['sha256'][:10]}")
+    if why := document.get("not_installed"):
+        lines.append(f"  not installed: {why}; copy lora.safetensors to models/loras/ by hand, or ask the operator")
     lines += [f"  {one['name']}: {one['error']['message']}" for one in document.get("items", ()) if "error" in one]
     safety = document.get("safety") or {}
     for one in safety.get("withheld", ()):

@@ -14,6 +14,7 @@ from imagend.daemon.slots import Running
 from imagend.daemon.turn import Turn
 from imagend.daemon.unlisted import Unlisted
 from imagend.errors import Bug, DiskLost, ImagendError, MissingOutput, NoSpace
+from imagend.fields import Planned
 from imagend.job import Kind, Outcome
 from imagend.lanes import lane_by
 from imagend.messages import Ended, Failure
@@ -39,9 +40,14 @@ class Aftermath:
 
     def ended(self, running: Running, ended: Ended, max_attempts: int) -> None:
         """The worker says that the attempt is over."""
-        if ended.outcome is Outcome.SUCCEEDED and running.job.kind is Kind.FETCH:
+        well = ended.outcome in (Outcome.SUCCEEDED, Outcome.PARTIAL)
+        if running.job.kind is Kind.TRAIN:  # what is installed, we say
+            ended = ended.model_copy(update={"installed": None, "not_installed": None})
+        if well and running.job.kind is Kind.TRAIN:
+            self.disk.owe(partial(self._install, running, ended, max_attempts))
+        elif ended.outcome is Outcome.SUCCEEDED and running.job.kind is Kind.FETCH:
             self.unlisted.add(running, ended)
-        elif ended.outcome in (Outcome.SUCCEEDED, Outcome.PARTIAL):
+        elif well:
             self.disk.owe(partial(self.publish, running, ended, max_attempts))
         elif running.cancelled:
             self.disk.owe(partial(self.ending.end, running.job.ref, Outcome.CANCELLED, running, ended))
@@ -67,21 +73,21 @@ class Aftermath:
         else:
             self.fail(running, Failure.of(cause), max_attempts)
 
+    def _install(self, running: Running, ended: Ended, max_attempts: int) -> None:
+        """What was trained goes into models/ before it is published. Nothing leaves the draft: whatever happens now,
+        the next attempt finds its work done."""
+        try:
+            self.outputs.check(running.job.ref, ended.artifacts, _there(running, ended), running.spec.chain_steps)
+        except (DiskLost, MissingOutput):
+            self.disk.owe(partial(self.publish, running, ended, max_attempts))  # which tells
+        else:
+            self.unlisted.install(running, ended)
+
     def publish(self, running: Running, ended: Ended, max_attempts: int) -> Callable[[], None] | None:
         ref = running.job.ref
         try:
             if not self.outputs.ended(ref):
-                planned = running.spec.planned
-                items = {plan.item for plan in planned if plan.item}
-                if ended.failed and not ended.failed.keys() < items:
-                    raise MissingOutput(planned[0].file)
-                withheld = {one.index for one in ended.safety.withheld} if ended.safety else set[int]()
-                there = [
-                    plan
-                    for index, plan in enumerate(planned)
-                    if plan.item not in ended.failed and index not in withheld
-                ]
-                self.outputs.seal(ref, ended.artifacts, there, running.spec.chain_steps)
+                self.outputs.seal(ref, ended.artifacts, _there(running, ended), running.spec.chain_steps)
         except DiskLost as error:
             self.fail(running, Failure.of(error), max_attempts)
         except MissingOutput as error:
@@ -112,3 +118,13 @@ class Aftermath:
         spec = running.spec  # every default is filled in there
         lane = lane_by(job.kind, getattr(spec, "upscaler", None), mask=getattr(spec, "mask", None))
         self.turn.add(job.ref, job.header.priority, first=True, lane=lane)
+
+
+def _there(running: Running, ended: Ended) -> list[Planned]:
+    """What is to be published of what was planned. Raises MissingOutput where the worker's words do not fit it."""
+    planned = running.spec.planned
+    items = {plan.item for plan in planned if plan.item}
+    if ended.failed and not ended.failed.keys() < items:
+        raise MissingOutput(planned[0].file)
+    withheld = {one.index for one in ended.safety.withheld} if ended.safety else set[int]()
+    return [plan for index, plan in enumerate(planned) if plan.item not in ended.failed and index not in withheld]

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 _PUBLISHED = (Outcome.SUCCEEDED, Outcome.PARTIAL)
 """With pictures."""
+_INSTALLING = (Kind.FETCH, Kind.TRAIN)
 
 
 def load(spool: Spool, ref: Ref) -> Job:
@@ -175,7 +176,8 @@ class Ending:
             loading=ended.loading if ended else None,
             memory=ended.memory if ended else None,
             safety=ended.safety if ended else None,
-            installed=ended.installed if ended and told["kind"] == Kind.FETCH else None,
+            installed=ended.installed if ended and told["kind"] in _INSTALLING else None,
+            not_installed=ended.not_installed if ended and told["kind"] == Kind.TRAIN else None,
             error=failure.error.model_dump() if failure else None,
             **told,
         )

@@ -21,6 +21,7 @@ from imagend.daemon.ending import Ending, load_whole
 from imagend.daemon.executor import Arrived, Died, Event, Executor, Heard, Mailbox, ReloadRequested, StopRequested
 from imagend.daemon.giving_way import GivingWay
 from imagend.daemon.health import MIN_INTERVAL_S, Health
+from imagend.daemon.installer import Installer
 from imagend.daemon.intake import Door
 from imagend.daemon.librarian import Librarian
 from imagend.daemon.limits import Gate
@@ -86,7 +87,7 @@ class Daemon:
             lambda: self.settings.config,
             self.stop_job,
         )
-        unlisted = Unlisted(librarian, lambda: self.clock())
+        unlisted = Unlisted(librarian, lambda: self.clock(), Installer(outputs, lambda: self.settings.config))
         self.aftermath = Aftermath(spool, outputs, self.turn, self.disk, self.ending, unlisted)
         self.operator = Operator(spool, outputs, self.turn, self.disk, self.ending, self.slots.values(), executor)
         self.giving_way = GivingWay(

@@ -24,10 +24,11 @@ from imagend.config import Config
 from imagend.errors import BrokenWeights, ConnectionLost, DownloadFailed, Interrupt, JobFailed, UsageError
 from imagend.fetch import civitai, hugging_face
 from imagend.fetch.download import Terms, download
-from imagend.fetch.install import free_place, install, room_for_loras, taken
+from imagend.fetch.install import free_place, room_for_loras
 from imagend.fetch.patience import patiently
 from imagend.fetch.plan import Item, Plan, short, tame
 from imagend.fetch.web import Web
+from imagend.installing import install, taken
 from imagend.model_folders import Found
 from imagend.models import Model, Models, check_whole, digest
 from imagend.recognise import identify

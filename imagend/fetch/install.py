@@ -1,18 +1,14 @@
-"""Where a model that was fetched goes, and how it gets there: whole and in one step, and in place of no other."""
+"""Where a model that was fetched goes: to a free place, within the limits."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import shutil
 from pathlib import Path
 
-from imagend import files, records
 from imagend.architecture import ModelKind
 from imagend.errors import DownloadFailed, UsageError
-from imagend.model_names import EXTENSIONS, MAX_NAME, MODEL_NAME, wanted
-from imagend.record import Record
+from imagend.installing import held_by_loras, taken
+from imagend.model_names import MAX_NAME, MODEL_NAME, wanted
 
 
 def free_place(models: Path, kind: ModelKind, name: str, is_file: bool) -> Path:
@@ -31,51 +27,12 @@ def free_place(models: Path, kind: ModelKind, name: str, is_file: bool) -> Path:
     return target
 
 
-def taken(models: Path, kind: ModelKind, name: str) -> list[Path]:
-    """What is there under that name."""
-    alike = [models / folder / f"{name}{extension}" for folder in kind.folders for extension in ("", *EXTENSIONS)]
-    return [path for path in alike if os.path.lexists(path)]
-
-
 def room_for_loras(models: Path, size: int, store_gb: float, host: str) -> None:
     """Raises DownloadFailed where all LoRAs together would be too many bytes."""
-    root = models / ModelKind.LORA.folders[-1]
-    listed = (path for path in root.rglob("*") if not any(part[0] == "." for part in path.relative_to(root).parts))
-    held = sum(path.stat().st_size for path in listed if path.is_file())
+    held = held_by_loras(models)
     if held + size > store_gb * 1e9:
         raise DownloadFailed(
             host,
             f"models/loras/ holds {held / 1e9:.2f} of {store_gb:g} GB (fetch.lora_store_gb in config.yaml), and this "
             f"has {size / 1e9:.2f}. Remove some: imagend models remove NAME",
         )
-
-
-def install(source: Path, target: Path, record: Record) -> None:
-    """The record, then the model, by a rename: from then on it is there. Raises OSError."""
-    files.make_folder(target.parent)
-    source.chmod(0o755 if source.is_dir() else 0o644)
-    records.write(target, record)
-    try:
-        _move(source, target)
-    except OSError:
-        records.place(target).unlink(missing_ok=True)
-        raise
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        if source.is_dir():
-            files.sync_all([path for path in source.rglob("*")])
-        files.move(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        near = target.with_name(f".{target.name}.fetched")  # models may lie on several disks
-        if source.is_dir():
-            shutil.rmtree(near, ignore_errors=True)
-            shutil.copytree(source, near)
-            files.sync_all([path for path in near.rglob("*")])
-        else:
-            shutil.copy2(source, near)
-            files.sync(near)
-        files.move(near, target)

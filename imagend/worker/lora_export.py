@@ -57,11 +57,11 @@ def serialize(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, metadata:
     return b"".join((len(text).to_bytes(8, "little"), text, *pieces))
 
 
-def metadata(spec: Train, dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+def metadata(spec: Train, own: Mapping[str, Any]) -> dict[str, str]:
     """What the file says of itself: ours whole, and what other programs look for (kohya-ss's ss_…, modelspec)."""
-    own = {"spec": spec.model_dump(mode="json", exclude_none=True), "dataset": dataset, "model": model}
+    model = own["model"]
     return {
-        "imagend": json.dumps(own, sort_keys=True),
+        "imagend": json.dumps({**own, "spec": spec.model_dump(mode="json", exclude_none=True)}, sort_keys=True),
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.title": spec.name,
         "modelspec.trigger_phrase": ", ".join(spec.trigger_words),

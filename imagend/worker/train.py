@@ -25,7 +25,6 @@ from imagend.errors import (
     NoSpace,
     TrainingFailed,
     TrainingTooLarge,
-    UnknownModel,
 )
 from imagend.generate_spec import Generate
 from imagend.manifest import Artifact
@@ -71,12 +70,10 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
 def _check_name(spec: Train, context: Context) -> None:
     """None is replaced; what this very job has made is installed already if its daemon died thereafter."""
     models = context.pipelines.models
-    try:
-        model = models.find(spec.name, ModelKind.LORA)
-    except UnknownModel:
-        return
-    if model.name == spec.name and digest(models.digests(model)) != train_results.sha256(context.folder / LORA):
-        raise NameTaken(spec.name, spec.name)
+    if spec.name in models.list(ModelKind.LORA):
+        digests = models.digests(models.find(spec.name, ModelKind.LORA))
+        if digest(digests) != train_results.sha256(context.folder / LORA):
+            raise NameTaken(spec.name, spec.name)
 
 
 def _look(spec: Train, context: Context) -> tuple[Report, list[Example]]:
@@ -105,22 +102,23 @@ def _train(spec: Train, report: Report, examples: list[Example], context: Contex
         pipelines.ladder.placement.apply(pipe, Mode.RESIDENT)
         pipelines.ladder.placement.release()  # the weights stay on the device, with no hooks
     pipelines.ladder.gauge.start()
-    context.engine |= pipelines.describe() | {"dataset": report.summary()}
+    context.engine |= pipelines.describe() | {"dataset": report.summary(), "training": {}}
+    results = train_results.Results(spec, pipe, context, _recipe(spec, report, context))
+    if (done_before := results.find()) is not None:
+        return done_before
     with context.timed(train_cache.STAGE):
         cache = train_cache.build(pipe, spec, examples, context, device)
     with learning(pipe, spec) as trainee:
         assert spec.seed is not None
         batches = Batches(examples, spec.train_batch_size, spec.seed)
         steps = Steps(pipe, spec, trainee, cache, batches, device)
-        context.engine["training"] = {
+        context.engine["training"] |= {
             "parameters": sum(weight.numel() for weight in trainee.weights.values()),
             "mixed_precision": steps.precision,
             "batches_per_epoch": batches.per_epoch,
             "truncated_captions": train_cache.truncated(pipe, cache.captions),
         }
-        course = _Course(spec, trainee, steps, context, _recipe(spec, report, context))
-        results = train_results.Results(spec, pipe, steps, context)
-        done = course.run(results)
+        done = _Course(spec, trainee, steps, context, results.recipe).run(results)
         context.memory["peak_bytes"] = pipelines.ladder.gauge.peak()
         return results.save(trainee.tensors(), done)
 
@@ -158,11 +156,11 @@ class _Course:
         spec = self._spec
         self._go_on()
         try:
-            results.paint(len(self._losses))  # an earlier attempt may have been interrupted just there
+            results.paint(len(self._losses), self._steps)  # an earlier attempt may have been interrupted just there
             while (done := len(self._losses)) < spec.max_train_steps:
                 self._tell()
                 self._step(done)
-                results.paint(done + 1)
+                results.paint(done + 1, self._steps)
                 if (done + 1) % spec.checkpointing_steps == 0 or done + 1 == spec.max_train_steps:
                     self._note()
         except Interrupt:

@@ -206,6 +206,35 @@ def test_a_checkpoint_that_is_torn_or_of_another_job_is_passed_over(
         assert bits(tmp_path) == bits(whole[0])
 
 
+def test_what_is_finished_is_not_trained_again(trainer: Trainer, whole: tuple[Path, Any], tmp_path: Path) -> None:
+    """As the daemon leaves a draft that it has sealed, and dies."""
+    sealed = tmp_path / "sealed"
+    shutil.copytree(whole[0], sealed)
+    for path in sealed.glob(".*"):
+        path.unlink()
+    ended = trainer.run(sealed, **SHORT)
+    assert not [one for one in trainer.painter.said if isinstance(one, Progress) and one.stage == "training"]
+    assert [one.sha256 for one in ended.artifacts] == [one.sha256 for one in whole[1].artifacts]
+    assert ended.engine["training"] == whole[1].engine["training"]
+    assert trainer.run(sealed, **SHORT | {"seed": 6}).outcome == "succeeded"
+    assert [one for one in trainer.painter.said if isinstance(one, Progress) and one.stage == "training"]
+
+
+def test_the_name_of_another_lora_is_refused_before_anything_is_done(
+    painter: Painter, trainer: Trainer, whole: tuple[Path, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "diffusers").mkdir(parents=True)
+    (tmp_path / "models" / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    (tmp_path / "models" / "loras").mkdir()
+    shutil.copy(whole[0] / LORA, tmp_path / "models" / "loras" / "tried.safetensors")
+    other = Trainer(Painter(tmp_path / "models"), trainer.dataset)
+    ended = other.run(tmp_path / "draft", **SHORT)
+    assert (ended.failure.error.code, ended.failure.error.status) == ("CONFLICT", 409)
+    assert "imagend models remove tried" in ended.failure.error.message
+    shutil.copytree(whole[0], tmp_path / "own")  # of this very job: its daemon died once it was installed
+    assert other.run(tmp_path / "own", **SHORT).outcome == "succeeded"
+
+
 # The base
 
 
