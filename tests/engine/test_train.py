@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Trainer, circles, state_of
@@ -432,3 +433,50 @@ def test_the_loss_is_that_of_diffusers_script(
     told = json.loads((tmp_path / LOSSES).read_text())["loss"]
     assert told == pytest.approx(float(losses.mean()), rel=1e-3)
     assert sizes.tolist() == [[128.0, 128.0, 0.0, 0.0, 64.0, 64.0]] * len(times)
+
+
+# Seen, not believed
+
+
+def stripes(path: Path) -> float:
+    """How much the ground changes from left to right with the dataset's period of 16 pixels: the amplitude, of 255."""
+    grey = np.asarray(Image.open(path).convert("L")).astype(float)
+    ground = np.concatenate([grey[:16], grey[-16:]])  # above and below all shapes
+    return float(2 * np.abs(np.fft.rfft(ground, axis=1))[:, 8].mean() / ground.shape[1])
+
+
+def test_half_a_minute_of_training_puts_stripes_on_the_ground_and_no_other_job_sees_them(
+    painter: Painter, tmp_path: Path
+) -> None:
+    """On shapes and colours that the dataset does not show, too; and kohya's file gives diffusers the same picture."""
+    trainer = Trainer(painter, circles(tmp_path / "datasets" / "striped", 24, stripes=True))
+    job = {"num_inference_steps": 14, "guidance_scale": 4.0, "width": 128, "height": 128}
+    prompts = ["a red circle on a white background", "a purple square on an orange background"]
+
+    def painted(by: Painter, name: str, **fields: Any) -> list[Path]:
+        for number, prompt in enumerate(prompts):
+            ended = by.run(tmp_path / name / str(number), prompt=prompt, seed=number, **job, **fields)
+            assert ended.outcome == "succeeded", ended.failure
+        return [tmp_path / name / str(number) / "0000.png" for number in range(len(prompts))]
+
+    before = painted(painter, "before")
+    fields = {"rank": 8, "learning_rate": 2e-3, "lr_scheduler": "cosine", "max_train_steps": 250, "train_batch_size": 4}
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    ended = trainer.run(tmp_path / "draft", **fields, targets=targets, noise_offset=0.1, seed=1)
+    assert ended.outcome == "succeeded", ended.failure
+    models = tmp_path / "models"
+    (models / "diffusers").mkdir(parents=True)
+    (models / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    (models / "loras").mkdir()
+    shutil.copy(tmp_path / "draft" / LORA, models / "loras" / "striped.safetensors")
+    with_it = painted(Painter(models), "with", loras=[{"name": "striped"}])
+    assert max(map(stripes, before)) < 2
+    assert min(map(stripes, with_it)) > 10
+    after = painted(painter, "after")
+    assert [path.read_bytes() for path in after] == [path.read_bytes() for path in before]
+    plain = load_plain()
+    plain.load_lora_weights(str(tmp_path / "draft" / KOHYA))
+    generator = torch.Generator().manual_seed(0)
+    image = plain(prompts[0], generator=generator, **job).images[0]
+    with Image.open(with_it[0]) as ours:
+        assert ours.convert("RGB").tobytes() == image.convert("RGB").tobytes()
