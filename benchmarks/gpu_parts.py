@@ -322,6 +322,42 @@ def _rung(told: dict[str, Any]) -> str:
     return str(Rung(Mode(told["mode"]), told.get("vae_tile"))) if "mode" in told else "none"
 
 
+def train(bench: Bench) -> Iterator[Row]:
+    """A training step, plainly and with gradient checkpointing, of one picture and of several, and text encoders."""
+    name = bench.stock.folder()
+    with tempfile.TemporaryDirectory() as folder, bench.studio() as studio:
+        dataset = Path(folder, "datasets", "noise")
+        dataset.mkdir(parents=True)
+        for number in range(4):
+            _noise(dataset / f"{number}.png", bench.size + 8 * number)
+            (dataset / f"{number}.txt").write_text(PROMPT)
+        studio.paint(**bench.job(name))  # warm
+        before = studio.paint(**bench.job(name))
+        for what, own in (
+            ("1 picture", {}),
+            ("1 picture, gradient checkpointing", {"gradient_checkpointing": True}),
+            ("4 pictures, gradient checkpointing", {"gradient_checkpointing": True, "train_batch_size": 4}),
+            ("1 picture, text encoders too", {"train_text_encoder": True}),
+        ):
+            asked = {"kind": "train", "name": "noise", "dataset": "noise", "model": name, "resolution": bench.size}
+            steps = {"max_train_steps": bench.steps, "seed": 1}
+            trained = studio.paint(pictures={"dataset:noise": str(dataset)}, **asked, **steps, **own)
+            timings, told = trained.ended.timings, (trained.ended.engine or {})["training"]
+            again = studio.paint(**bench.job(name))
+            yield {
+                "trained": what,
+                "precision": told["mixed_precision"],
+                "caching, s": round(timings["caching"], 2),
+                "step, s": round(timings["training"] / bench.steps, 3),
+                "climbed": told.get("gradient_checkpointing", False) and "gradient_checkpointing" not in own,
+                "parameters": told["parameters"],
+                "LoRA, MB": round(trained.ended.artifacts[0].size / 1e6, 1),
+                "bits as before": again.pixels == before.pixels,
+                "VRAM held after, GB": studio.device_gb(),
+                **memory(trained),
+            }
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "load": load,
     "modes": modes,
@@ -330,5 +366,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "lora": lora,
     "references": references,
     "edit": edit,
+    "train": train,
     "overhead": overhead,
 }

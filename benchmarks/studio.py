@@ -20,11 +20,12 @@ import torch
 from imagend.config import Config
 from imagend.daemon.executor import Died, Heard, Mailbox
 from imagend.daemon.local import LocalExecutor
-from imagend.daemon.recipe import complete
+from imagend.daemon.recipe import complete, complete_training
 from imagend.generate_spec import Generate
 from imagend.job import SPECS, Kind, Outcome, Ref
 from imagend.messages import Ended, Known, Message, Ready, Run, Stop, WorkerSettings
 from imagend.models import Models
+from imagend.train_spec import Train
 
 LIMIT_S = 1800.0
 EVERY_S = 0.02
@@ -55,7 +56,7 @@ class Painted:
 
     @property
     def pixels(self) -> tuple[str, ...]:
-        return tuple(artifact.pixels_sha256 for artifact in self.ended.artifacts)
+        return tuple(str(artifact.pixels_sha256) for artifact in self.ended.artifacts)
 
 
 class Studio:
@@ -100,9 +101,11 @@ class Studio:
         self._jobs += 1
         kind = fields.pop("kind", Kind.GENERATE)
         wish = SPECS[kind].model_validate_json(json.dumps(fields))
-        assert isinstance(wish, Generate)
+        assert isinstance(wish, Generate | Train)
         assert wish.model
-        spec = complete(wish, ref, Config(), self._models.find(wish.model)).model_dump(mode="json")
+        given = ref, Config(), self._models.find(wish.model)
+        whole = complete_training(wish, *given) if isinstance(wish, Train) else complete(wish, *given)
+        spec = whole.model_dump(mode="json")
         folder = Path(self._folder.name, ref.id)
         folder.mkdir()
         with self._watched() as peak:

@@ -48,7 +48,7 @@ def fill(job: Job, config: Config, shelf: Shelf) -> Filled:
         return Filled(job.spec.model_copy(update={"upscaler": job.spec.upscaler or config.default_upscaler}))
     if isinstance(job.spec, Train):
         model = shelf.find(job.spec.model or config.default_model)
-        return Filled(_training(job.spec, job.ref, config, model), model.name)
+        return Filled(complete_training(job.spec, job.ref, config, model), model.name)
     if not isinstance(job.spec, Generate):
         return Filled(job.spec)
     model = shelf.find(job.spec.model or config.default_model)
@@ -99,7 +99,8 @@ def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate
         raise UnsupportedSetting(f"{culprit} does not go with this job: {why}") from None
 
 
-def _training(spec: Train, ref: Ref, config: Config, model: Model) -> Train:
+def complete_training(spec: Train, ref: Ref, config: Config, model: Model) -> Train:
+    """`spec` with model, VAE, alpha, resolution and seed written out."""
     settings = config.model_settings.get(model.name, ModelSettings())
     rescale = settings.rescale_betas_zero_snr if spec.rescale_betas_zero_snr is None else spec.rescale_betas_zero_snr
     filled = {

@@ -45,6 +45,13 @@ def test_an_edit_is_measured_stage_by_stage(tmp_path: Path) -> None:
     assert again["bits as before"]
 
 
+def test_a_training_step_is_measured_and_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "train")["train"]
+    assert len(rows) == 4
+    assert all(row["step, s"] > 0 and row["peak, GB"] > 0 and row["bits as before"] for row in rows)
+    assert rows[3]["parameters"] > rows[0]["parameters"] == rows[2]["parameters"]
+
+
 def test_a_rung_is_measured_in_a_worker_that_was_told_that_the_others_failed(tmp_path: Path) -> None:
     rows = measured(tmp_path, "modes")["modes"]
     assert [(row["memory mode"], row["promised"], row["bits as resident"]) for row in rows] == [
