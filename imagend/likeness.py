@@ -12,6 +12,7 @@ from typing import Any
 # Parts of `engine`, likeliest cause first; what is not named here comes after them, in order.
 _ORDER = (
     *("model", "vae", "loras", "embeddings", "controlnets", "ip_adapter", "preprocessors", "upscaler", "pictures"),
+    *("detectors", "edit"),
     "scheduler",
     *("dtype", "versions", "device_name", "device", "threads"),
 )

@@ -277,6 +277,35 @@ def test_nothing_is_sent_along_with_a_job_that_is_refused_here(home: Home) -> No
     assert inbox(home) == []
 
 
+def test_replay_of_an_edit_wants_its_mask_and_its_references_again(home: Home, tmp_path: Path) -> None:
+    from imagend.cli import replay
+
+    paths, names = [], []
+    for view in ("photo", "mask", "hat", "where"):
+        path = tmp_path / f"{view}.png"
+        path.write_bytes(view.encode())
+        paths.append(path)
+        names.append(f"sha256:{hashlib.sha256(view.encode()).hexdigest()}")
+    spec = {
+        "prompt": "p",
+        "image": names[0],
+        "mask": {"image": names[1]},
+        "width": None,
+        "path": "complex",
+        "guide": [],
+    }
+    spec |= {"references": [{"image": names[2], "mask": names[3]}], "seeds": [7]}
+    ref, manifest = Ref("alice", "0" * 20), {"kind": "edit", "spec": spec}
+    for number in range(4):
+        some = paths[:number] + paths[number + 1 :]
+        with pytest.raises(UsageError, match=names[number]):
+            replay.send_again(home.config, ref, manifest, some, {})
+    daemon = home.daemon()
+    again = replay.send_again(home.config, ref, manifest, paths, {})
+    run_until_idle(daemon)
+    assert home.outcome(again) == "succeeded"
+
+
 def test_replay_wants_the_picture_again(home: Home) -> None:
     from imagend.cli import replay
 

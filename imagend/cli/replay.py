@@ -104,7 +104,8 @@ def send_again(
 
 def _pictures(ref: Ref, spec: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, bytes]:
     """What has to be sent along once more: the daemon keeps none. Raises UsageError."""
-    named = [holder.get("image") for holder in (spec, *spec.get("control", ()))]
+    holders = (spec, *spec.get("control", ()), *(references := spec.get("references", ())), spec.get("mask", {}))
+    named = [holder.get("image") for holder in holders] + [reference.get("mask") for reference in references]
     wanted = {name for name in named if isinstance(name, str) and digest_of(name) is not None}
     given = dict(drop.read_picture(path) for path in paths)
     if missing := sorted(wanted - given.keys()):
