@@ -366,14 +366,18 @@ def test_with_a_lora_and_the_base_is_itself_again(bare: Any, plain: Any, noise: 
 
 @pytest.mark.parametrize("mode", [Mode.MODEL_OFFLOAD, Mode.GROUP_OFFLOAD, Mode.SEQUENTIAL])
 def test_in_a_memory_mode_it_is_the_same(noise: Path, tmp_path: Path, mode: Mode) -> None:
-    """Modes are in the modules, which the inpainting pipeline shares."""
-    painter = Painter()
-    first = painter.run(tmp_path / "a", {NAME: noise}, **QUICK, mask=BOX, seed=7)
+    """Modes are in the modules, which the inpainting pipelines share; and afterwards the base is itself again."""
+    painter, new = Painter(), {"prompt": PROMPT, "num_inference_steps": 2, "seed": 1}
+    control = {"model": "shapes-xl-mask", "image": NAME}
+    jobs: list[dict[str, Any]] = [QUICK | {"mask": BOX, "seed": 7, "control": one} for one in ([], [control])]
+    first = [painter.run(tmp_path / "a", {NAME: noise}, **job) for job in (*jobs, new)]
     painter.pipelines.ladder.modes = (mode,)
-    second = painter.run(tmp_path / "b", {NAME: noise}, **QUICK, mask=BOX, seed=7)
-    assert second.outcome is Outcome.SUCCEEDED, second.failure
-    assert second.memory["mode"] == mode
-    assert second.artifacts[0].pixels_sha256 == first.artifacts[0].pixels_sha256
+    second = [painter.run(tmp_path / "b", {NAME: noise}, **job) for job in (*jobs, new)]
+    for before, after in zip(first, second, strict=True):
+        assert after.outcome is Outcome.SUCCEEDED, after.failure
+        assert after.memory["mode"] == mode
+        assert after.artifacts[0].pixels_sha256 == before.artifacts[0].pixels_sha256
+    assert len({ended.artifacts[0].pixels_sha256 for ended in first}) == 3
 
 
 def test_a_shortage_while_the_picture_is_encoded_climbs_and_is_told(
