@@ -23,6 +23,7 @@ class ModelKind(enum.StrEnum):
     PREPROCESSOR = "preprocessor"
     DETECTOR = "detector"
     SAFETY = "safety"
+    CLIP = "clip"
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -50,6 +51,7 @@ _FOLDERS = {
     ModelKind.PREPROCESSOR: ("preprocessors",),
     ModelKind.DETECTOR: ("detection",),
     ModelKind.SAFETY: ("safety",),
+    ModelKind.CLIP: ("clip_text",),
 }
 _NOUNS = {
     ModelKind.BASE: "model",
@@ -59,6 +61,7 @@ _NOUNS = {
     ModelKind.CLIP_VISION: "CLIP vision encoder",
     ModelKind.IP_ADAPTER: "IP-Adapter",
     ModelKind.SAFETY: "safety classifier",
+    ModelKind.CLIP: "CLIP text encoder",
 }
 
 

@@ -1,6 +1,6 @@
 """By which words an edit is told to be simple or complex: the table that imagend.router goes by. Pure data.
 
-A pattern is words in a row, small letters without accents: `a|b` is either, `*` is up to four words. The first rule
+A pattern is words in a row, small letters without accents: `a|b` is either, `*` is up to six words. The first rule
 that matches decides. Words of what is to stay as it is are taken out before (KEPT).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from imagend.control import ControlType
+from imagend.edit_words import COLOUR, GOING, LIMB, MATERIAL, MOVED, PLACE, REPLACE, STANCE, WHERE, WHO, WORN
 
 Path = Literal["simple", "complex"]
 
@@ -23,63 +24,51 @@ class Rule(NamedTuple):
     """of a complex one: what of the original stays, and so may guide what is painted"""
 
 
-_COLOUR = (
-    "red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|cyan|teal|magenta|beige|navy|golden|"
-    "silver|turquoise|burgundy|blonde|blond|ginger|"
-    "rouge|jaune|vert|verte|bleu|bleue|violette|rose|marron|noir|noire|blanc|blanche|gris|grise|roux|rousse|dore|"
-    "rot|gelb|grun|blau|lila|rosa|braun|schwarz|weiss|grau|golden"
-)
-_MATERIAL = (
-    "glass|marble|wood|wooden|stone|metal|metallic|copper|bronze|iron|steel|rust|rusty|brick|bricks|velvet|silk|leather|"
-    "wool|knitted|knit|parquet|paper|plastic|moss|mossy|mud|muddy|wet|snowy|frosted|crumpled|scales|fur|"
-    "verre|marbre|bois|pierre|briques|soie|velours|cuir|rouille|"
-    "glas|marmor|holz|stein|ziegelstruktur|verrostet|samt|seide"
-)
-_PLACE = (
-    "background|backdrop|sky|scene|scenery|setting|weather|season|landscape|horizon|"
-    "fond|arriere-plan|ciel|paysage|decor|meteo|saison|hintergrund|himmel|landschaft|wetter|jahreszeit"
-)
-_WORN = (
-    "clothes|clothing|outfit|outfits|dress|gown|shirt|tshirt|t-shirt|blouse|sweater|pullover|hoodie|jacket|coat|suit|"
-    "skirt|jeans|trousers|pants|shorts|shoes|sneakers|boots|hat|cap|scarf|gloves|uniform|kimono|costume|armor|armour|"
-    "sunglasses|glasses|necklace|crown|"
-    "vetements|robe|chemise|veste|manteau|pantalon|jupe|chapeau|chaussures|tenue|pull|"
-    "kleidung|kleid|hemd|jacke|mantel|anzug|hose|rock|hut|schuhe|mutze"
-)
-_WHO = (
-    "him|her|them|me|man|woman|boy|girl|person|model|mannequin|figure|lady|guy|child|king|queen|knight|statue|head|"
-    "feet|lui|elle|femme|homme|ihm|ihr|ihn|mann|frau|puppe"
-)
-_REPLACE = "replace|replaced|swap|swapped|exchange|exchanged|substitute|substituted|change|turn|transform"
-_REPLACE += "|remplace|remplacer|echange|transforme|ersetze|ersetzen|tausche|tauschen|verwandle"
-_LIMB = "arm|arms|leg|legs|hand|hands|head|knee|knees|finger|fingers|foot|shoulder|shoulders|body|torso|gaze"
-_LIMB += "|bras|jambe|jambes|tete|main|mains|genou|corps|kopf|beine|bein|hand|hande|knie|finger"
-_STANCE = (
-    "sit|stand|lie|kneel|crouch|jump|run|walk|dance|wave|bow|lean|bend|point|raise|lift|hold|cross|rear|squat|fly|"
-    "smile|climb|assise|assis|debout|allonge|lever|sitzen|stehen|liegen|knien|springen|winken|laufen|heben|schauen"
-)
-
 KEPT = (
-    "keep|keeping|leave|dont|not|never|without|same|unchanged|preserve|"
-    "garde|garder|sans|ne|meme|behalte|ohne|nicht|lasse"
+    "keep|keeping|leave|leaving|dont|doesnt|shouldnt|never|without|same|unchanged|preserve|"
+    "garde|gardez|garder|sans|ne|meme|behalte|behalten|ohne|nicht|lasse",
+    "do|does|should|must|is|are|to not",
 )
-"""From such a word on to the end of its clause nothing is asked for."""
+"""From such words on to the end of their clause nothing is asked for."""
 
 RULES: tuple[Rule, ...] = (
-    Rule("simple", "it changes a colour", 0.9, (f"{_REPLACE} the {_COLOUR}|colour|color|hue|shade of|in",)),
+    Rule(
+        "simple",
+        "it changes a colour",
+        0.9,
+        (
+            f"{REPLACE} the {COLOUR}|colour|color|hue|shade of|in",
+            f"{COLOUR} instead|statt|anstatt|rather|not|plutot",
+            f"become|becomes {COLOUR}",
+            f"become|becomes a|more|copper|dark|light|deep|bright|pale|soft|warm|cool {COLOUR}",
+        ),
+    ),
+    Rule(
+        "simple",
+        "it changes what something is made of",
+        0.9,
+        (
+            "texture|textured|finish|pattern|patterned|polka|stripes|striped|plaid|floral|checkered|embroidery|"
+            "embroidered|"
+            "leopard|camouflage|grain|sequins|struktur|muster|gestreift|motif|motifs|rayures",
+        ),
+    ),
     Rule(
         "simple",
         "it changes the background",
         0.95,
         (
-            f"{_REPLACE}|swap out|set|blur|use|make|brighten|darken * {_PLACE}",
-            f"{_PLACE} should|soll|to|into|durch|en|par",
-            f"mets|mach|andere|ersetze * {_PLACE}",
-            f"in|as|of|other|new|different * {_PLACE}",
+            f"{REPLACE}|set|blur|use|make|brighten|darken|extend * {PLACE}",
+            f"swap out * {PLACE}",
+            f"{PLACE} should|soll|to|into|durch|en|par",
+            f"mets|mach|andere|ersetze * {PLACE}",
+            f"in|as|of|other|new|different * {PLACE}",
             "behind her|him|them|it|me|the",
             "derriere elle|lui|eux|le|la",
             "hinter ihr|ihm|ihnen|dem|der",
             "taken|set in|at",
+            "put|place|move|set|transport|teleport|mets|stell|setz * in|on|at|to|into|front|onto|dans|sur|auf|"
+            f"vor * {WHERE}",
             "day|night into|to night|day",
         ),
     ),
@@ -90,8 +79,13 @@ RULES: tuple[Rule, ...] = (
         (
             "remove|removes|erase|delete",
             "get rid of",
+            "repair|restore|retouch|fix|fill|clean|cover|hide * scratch|scratches|crease|creases|stain|stains|"
+            "dust|blemish|"
+            "blemishes|wrinkle|wrinkles|pimple|pimples|spot|spots|tear|tears|crack|cracks|hole|holes|acne|glare|"
+            "watermark",
+            "no more",
             "take|wipe|cut|get|drop|clean * off|out|away",
-            "make * disappear|vanish|invisible",
+            "make|fais|lass|lasse * disappear|vanish|invisible|disparaitre|verschwinden",
             "enleve|enlever|supprime|supprimer|efface|effacer|retire|retirer",
             "entferne|entfernen|losche|loschen",
             "nimm * ab|weg",
@@ -107,15 +101,28 @@ RULES: tuple[Rule, ...] = (
             "wear|wears|wearing|worn|porter|tragen|tragt|anziehen",
             "il|elle porte",
             "try|trying|try-on|tryon|essaie|essayer|probiere|anprobe on|le|la|les|den|die|das|the|this|these|of",
-            f"put|place|have|setz|zieh * {_WHO} * {_WORN}",
-            f"put|place * {_WORN} * on",
+            f"put|place|have|setz|zieh * {WHO} * {WORN}",
+            f"put|place * {WORN} * on",
             "mets lui|leur",
-            "mets-lui|mets-leur|habille|habille-la|habille-le",
-            "zieh * an|aus",
+            "mets-lui|mets-leur|habille|habille-la|habille-le|habille-moi",
+            "fais-lui|fais-leur porter",
+            "zieh|ziehe|zieht ihr|ihm|ihnen|mir|uns|der|dem|den",
+            "dress|clothe * up|as",
+            "dressed|clothed in|as|like|up",
+            f"{WHO} in a|an|the|this|that|these|some * {WORN}",
             "setz * auf",
-            f"dress|clothe {_WHO}|the",
-            f"{_REPLACE}|wechsle|swap|give|change * {_WORN} * to|for|with|into|by|pour|contre|par|zu|gegen|durch",
-            "outfit change",
+            f"dress|clothe {WHO}|the",
+            f"replace|swap|switch|exchange|change|remplace|change|ersetze|tausche|wechsle * {WORN} * to|for|"
+            "with|into|by|pour|"
+            "contre|par|zu|gegen|durch",
+            f"give {WHO} a|an|some|the|this|these * {WORN}",
+            "outfit change|swap",
+            "different|another|new|other|better|elegant|formal|casual|fancy * outfit|clothes|clothing|costume|"
+            "attire|tenue",
+            f"put|give|add|get|throw|place|use|try|need|needs|want|wants * {WORN}",
+            f"swap|switch|trade {WHO}|his|her|their|my|the * outfits|clothes|{WORN}",
+            "on me|him|her|them * as|like|instead",
+            "fit|fits|look * on me|him|her|them",
         ),
         (ControlType.POSE,),  # the depth would be that of the clothes that were there
     ),
@@ -126,11 +133,33 @@ RULES: tuple[Rule, ...] = (
         (
             "pose|posture|stance|haltung|position to|change|andere|into|in",
             "change|another|different|new|fighting|running|in|andere * pose|posture|stance|haltung",
-            f"let|make|have|should|shall|must|want|fais|fais-le|fais-la|lass|soll|devrait|doit * {_STANCE}",
-            f"turn|raise|lift|lower|bend|cross|tilt|rotate|move|stretch|put|tourne|leve|dreh|hebe * {_LIMB}",
+            f"let|make|have|should|shall|must|want|fais|fais-le|fais-la|lass|soll|devrait|doit * {STANCE}",
+            f"turn|raise|lift|lower|bend|cross|tilt|rotate|move|stretch|put|tourne|leve|dreh|hebe * {LIMB}",
             "look up|down|left|right|away|at",
             "rotate|turn the figure|man|woman|person|character|body",
-            f"{_STANCE} down|up|to|with|at|against|on",
+            f"{STANCE} down|up|to|with|at|against|on",
+            f"{LIMB} * {MOVED}",
+            f"but|now|more|be|being|soit|etre|rather|actually {GOING}|assis|assise|debout|couche|couchee|"
+            "allonge|accroupi",
+            "straighten|slouch|hunch * me|him|her|up|them",
+            "mid-jump|midair|mid-air|tiptoe|tiptoes|t-pose|hunched|slouching|thumbs|handshake|high-five",
+            "de profil|dos|face",
+            "facing|face|faces|looking|looks|gazing|glancing left|right|up|down|away|forward|backwards|the|us|"
+            "over|back|at|into",
+            "seen from|de",
+            "on one|both|his|her|their|all|bended knee|knees|fours|side|toes|back|belly|feet",
+            f"{LIMB} * crossed|open|wide|apart|together|around|above|behind|overhead|akimbo|out|on|over|under|against",
+            "fais-le|fais-la|fais-les",
+            "leve|lever|baisse|baisser|penche|pencher|croise|croiser|plie|plier|tends|tendre|assieds|agenouille|"
+            "regarde|regarder",
+            "heb|hebe|heben|beug|beuge|neig|neige|neigen|streck|strecke|kreuz|kreuze|winkle|setz|leg|stell|dreh|"
+            "drehe * hin|um|"
+            "kopf|arm|arme|bein|beine|hand|hande|korper|knie|oberkorper|ihn|sie",
+            "blick|blickt|schau|schaut|schauen * nach|in|zur|zum|auf",
+            "sitzt|steht|liegt|kniet|springt|lauft|hockt|rennt|tanzt|winkt|hinsetzen|aufstehen|hinlegen|"
+            "hinknien|umdrehen",
+            "assoit|agenouille|saute|court|danse|couche",
+            "lass|lasst|lasse * laufen|gehen|rennen|tanzen|lachen|greifen|gebeugt|schauen",
         ),
         (),
     ),
@@ -139,9 +168,11 @@ RULES: tuple[Rule, ...] = (
         "it changes a colour",
         0.9,
         (
-            "colour|color|colours|colors|hue|shade|tint|recolor|recolour|paint|dye|desaturate|lipstick|couleur|peins|farbe|streiche",
-            f"{_REPLACE} * black and white",
-            f"to|into|be|in|en {_COLOUR}",
+            "colour|color|colours|colors|hue|shade|tint|recolor|recolour|paint|dye|desaturate|lipstick|couleur|"
+            "peins|farbe|streiche",
+            f"{REPLACE} * black and white",
+            f"to|into|be|in|en {COLOUR}",
+            f"mach|mache|rends|farbe * {COLOUR}",
         ),
     ),
     Rule(
@@ -149,8 +180,8 @@ RULES: tuple[Rule, ...] = (
         "it changes what something is made of",
         0.9,
         (
-            "texture|textured|finish|surface|material|pattern|patterned|polka|struktur|muster",
-            f"{_REPLACE}|into|in|of|like|comme|wie * {_MATERIAL}",
+            "surface|material",
+            f"{REPLACE}|into|in|of|like|comme|wie * {MATERIAL}",
             "look|looks like|wie|as",
         ),
     ),
@@ -162,7 +193,7 @@ RULES: tuple[Rule, ...] = (
             "reference|referenced|attached|referenz",
             "second|other|first|next picture|image|photo",
             "picture|image|photo 1|2|3|4",
-            "this|these|that one|product|object|person",
+            "with|by|for|like|use|put this|these|that one|product|object|person|item",
         ),
         (ControlType.DEPTH,),
     ),
@@ -171,16 +202,52 @@ RULES: tuple[Rule, ...] = (
         "it replaces one thing by another",
         0.85,
         (
-            f"{_REPLACE} * with|by|for|into|contre|par|en|durch|gegen|in",
-            "instead|place of",
+            f"{REPLACE} * with|by|for|into|contre|par|en|durch|gegen",
+            "verwandle|mach|andere * in|zu",
+            "change|switch * to a|an|ein|eine|un|une",
+            "where * is|are|was|stands|hangs * want|put|place|should|need",
+            "should|must|could|would be * a|an|another|not",
+            "be|is|are|want|need * not|instead|rather",
+            "instead",
+            "place of",
+            "rather have|see|than",
+            "in its|their|his|her|that place|stead|spot",
+            "make|turn it|this|that|them into",
+            "become|becomes|trade|traded|upgrade|upgraded * a|an|for|to",
+            "become|becomes",
+            "put|place|want|add * where * is|was|are|stands|sits|hangs|used",
+            "not a|an * but",
+            "stattdessen|lieber|austauschen|ersetz|tausch|plutot|remplacez|remplacer",
+            "mach|mache aus",
+            "soll|sollte|doit|devrait * ein|eine|un|une|etre|sein",
             "a la place de",
             "anstelle|statt",
             "an die stelle",
-            "make the * a|an",
+            "make the|that|those|his|her|my|their * a|an",
+            "replace|replaced|swap|swapped|exchange|substitute|remplace|remplacez|ersetze|tausche|echange",
+            "be|as|als a|an|ein|eine",
         ),
         (ControlType.DEPTH,),
     ),
-    Rule("simple", "it changes a colour", 0.8, (_COLOUR, "brighter|darker|lighter|heller|dunkler|eclaircis")),
-    Rule("simple", "it changes what something is made of", 0.7, (_MATERIAL,)),
-    Rule("simple", "it changes the background", 0.7, (_PLACE, "snow|rain|fog|sunset|night|neige|schneien|regnen")),
+    Rule(
+        "complex",
+        "it changes a pose",
+        0.7,
+        (f"{WHO} {GOING}", "like|as|if|though|about|starts * jump|run|fall|dance"),
+        (),
+    ),
+    Rule("simple", "it changes a colour", 0.8, (COLOUR, "brighter|darker|lighter|heller|dunkler|eclaircis")),
+    Rule("simple", "it changes what something is made of", 0.7, (MATERIAL,)),
+    Rule("simple", "it changes the background", 0.7, (PLACE, "snow|rain|fog|sunset|night|neige|schneien|regnen")),
+    Rule("complex", "it changes a pose", 0.6, (LIMB,), ()),
+    Rule(
+        "complex",
+        "it dresses somebody",
+        0.6,
+        (
+            WORN,
+            f"with|in a|an|the|his|her|this|that|these|my|some * {WORN}",
+        ),
+        (),
+    ),
 )

@@ -36,7 +36,7 @@ class Edit(Frozen):
     complex: Patterns = Field(
         (),
         description="Edits whose words match one of these go the complex way: words in a row, `a|b` is either, `*` is "
-        "up to four words, as in [restyle|redo * hairstyle]. These come before imagend's own rules (imagend route).",
+        "up to six words, as in [restyle|redo * hairstyle]. These come before imagend's own rules (imagend route).",
     )
     simple: Patterns = Field((), description="The same for the simple way; `complex` comes before it.")
 

@@ -15,6 +15,7 @@ from imagend.errors import ImagendError, TryAgain
 from imagend.fetch_settings import Fetch
 from imagend.job import Frozen, Outcome, Ref
 from imagend.manifest import Artifact, Installed, Safety
+from imagend.router import Route
 from imagend.safety_settings import Filter
 from imagend.set_field import MAX_ITEMS
 
@@ -62,6 +63,8 @@ class Run(Frozen):
     pictures: dict[str, str] = Field(default_factory=dict)
     """where the input pictures are that the spec names; nothing about them is known but that they were there"""
     known: Known = Known()
+    otherwise: dict[str, Any] | None = None
+    """of an edit of whose way the rules say nothing: its spec for the complex way, if a CLIP takes it for that"""
     safety: Filter | None = None
     """what is to be done with pictures that are unsafe"""
     last: bool = False
@@ -172,6 +175,8 @@ class Ended(Frozen):
     installed: Installed | None = None
     not_installed: str | None = Field(default=None, max_length=2000)
     safety: Safety | None = None
+    route: Route | None = None
+    """where it was asked, which way the worker went"""
     worn: str = Field(default="", max_length=200)
     failure: Failure | None = None
 

@@ -27,7 +27,7 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _MARKS = {  # what makes a folder a model
     ModelKind.BASE: "model_index.json",
     **dict.fromkeys((ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION), "config.json"),
-    **dict.fromkeys((ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY), "config.json"),
+    **dict.fromkeys((ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY, ModelKind.CLIP), "config.json"),
 }
 _MAX_YAML_BYTES = 2**20
 

@@ -20,6 +20,7 @@ _CLASSES = {
     ModelKind.CLIP_VISION: ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
     ModelKind.PREPROCESSOR: ("DepthAnythingForDepthEstimation", "DPTForDepthEstimation", "VitPoseForPoseEstimation"),
     ModelKind.DETECTOR: ("GroundingDinoForObjectDetection", "SamModel"),
+    ModelKind.CLIP: ("CLIPModel", "CLIPTextModelWithProjection"),
     ModelKind.SAFETY: ("ViTForImageClassification", "CLIPForImageClassification", "SiglipForImageClassification"),
 }
 _MAX_SAMPLE_SIZE, _MAX_BLOCKS = 4096, 16
@@ -77,7 +78,7 @@ def _part(kind: ModelKind, config: Mapping[str, Any]) -> Architecture:
         return Architecture(kind, "pose" if name == "VitPoseForPoseEstimation" else "depth")
     if kind is ModelKind.DETECTOR:
         return Architecture(kind, MASKS if name == "SamModel" else BOXES)
-    if kind is ModelKind.SAFETY:
+    if kind in (ModelKind.SAFETY, ModelKind.CLIP):
         return Architecture(kind, name)
     if kind is ModelKind.VAE and config.get("latent_channels", 4) != 4:
         raise ValueError(f"a VAE of {ascii(config['latent_channels'])[:20]} latent channels: SDXL's has 4")

@@ -15,6 +15,7 @@ from imagend.job import Outcome
 from imagend.manifest import Artifact, Safety, Withheld
 from imagend.mask_spec import MakeMask
 from imagend.messages import Cancel, Ended, Envelope, Failure, Made, Message, Progress, Ready, Run, Stop
+from imagend.router import Route
 
 
 class FakeExecutor:
@@ -99,6 +100,10 @@ class FakeExecutor:
                 ended = Ended(
                     job=run.job, outcome=outcome, artifacts=artifacts, failed=failed, safety=safety, failure=failure
                 )
+                if run.otherwise:  # its CLIP has an opinion
+                    path = "complex" if prompt == "una silla" else "simple"
+                    route = Route(path=path, reason="CLIP", confidence=0.8)
+                    ended = ended.model_copy(update={"route": route})
                 worn = "it is tired" if run.spec.get("prompt") == "worn" else ""
                 self.mailbox.put(Heard(worker, ended.model_copy(update={"worn": worn})))
 

@@ -74,6 +74,7 @@ WORDS = {
     "router",
     "safety_settings",
     "edit_rules",
+    "edit_words",
     "edit_settings",
     "edit_spec",
     "mask_spec",

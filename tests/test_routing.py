@@ -102,12 +102,19 @@ def put_into_catalogue(daemon: Daemon, *models: tuple[ModelKind, str, str, int])
     daemon.librarian.catalog = replace(catalog, entries=entries)
 
 
-def test_the_manifest_says_which_way_and_the_spec_how(home: Home) -> None:
+def shelved(home: Home, *models: tuple[ModelKind, str, str, int]) -> Daemon:
+    """A daemon that knows a picture, and these models beside its own."""
     front = home.config.reference / "leona" / "front.png"
     front.parent.mkdir(parents=True)
     front.touch()
     daemon = home.daemon()
     daemon.librarian.library = references.look(home.config.reference)
+    put_into_catalogue(daemon, *models)
+    return daemon
+
+
+def test_the_manifest_says_which_way_and_the_spec_how(home: Home) -> None:
+    daemon = shelved(home)
     base = daemon.librarian.find("shapes-xl")
     width = base.architecture.cross_attention_dim
     put_into_catalogue(
@@ -131,3 +138,37 @@ def test_the_manifest_says_which_way_and_the_spec_how(home: Home) -> None:
     assert (control["model"], control["image"], control["preprocess"]) == ("small-pose", "leona/front", True)
     assert home.manifest(red)["route"]["path"] == home.manifest(red)["spec"]["path"] == "simple"
     assert "route" not in home.manifest(other)
+
+
+CLIP = (ModelKind.CLIP, "clip", "CLIPModel", 0)
+GUIDE = ((ModelKind.CONTROLNET, "depth-a", "diffusers", 0), (ModelKind.PREPROCESSOR, "distance", "depth", 0))
+
+
+@pytest.mark.parametrize(
+    ("models", "prompt", "path", "reason"),
+    [
+        ((CLIP, *GUIDE), "una silla", "complex", "CLIP"),
+        ((CLIP, *GUIDE), "mejor", "simple", "CLIP"),
+        ((CLIP, *GUIDE), RED, "simple", "it changes a colour (red)"),
+        ((CLIP,), "una silla", "simple", "no rule says more"),
+        (GUIDE, "una silla", "simple", "no rule says more"),
+    ],
+)
+def test_where_no_rule_says_anything_a_clip_may(
+    home: Home, models: tuple[Any, ...], prompt: str, path: str, reason: str
+) -> None:
+    daemon = shelved(home, *models)
+    ref = home.drop(kind="edit", image="leona/front", mask={"whole": True}, prompt=prompt)
+    run_until_idle(daemon)
+    manifest = home.manifest(ref)
+    assert (manifest["route"]["path"], manifest["route"]["reason"]) == (path, reason)
+    assert manifest["spec"]["path"] == path
+    assert [one["model"] for one in manifest["spec"]["control"]] == (["depth-a"] if path == "complex" else [])
+
+
+def test_a_job_that_says_its_path_needs_no_opinion(home: Home) -> None:
+    daemon = shelved(home, CLIP, *GUIDE)
+    home.drop(kind="edit", image="leona/front", mask={"whole": True}, prompt="una silla", path="simple")
+    run_until_idle(daemon)
+    (run,) = daemon.executor.runs  # type: ignore[attr-defined]
+    assert run.otherwise is None

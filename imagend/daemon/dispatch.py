@@ -75,7 +75,7 @@ class Dispatch:
         config = self.config()
         try:
             job = load_whole(self.spool, ref)
-            spec, model, route = fill(job, config, self.librarian)
+            spec, model, route, otherwise = fill(job, config, self.librarian)
             fields, accepted = spec.model_dump(mode="json"), accepted_at(self.spool, ref)
             self.librarian.check_active(fields, accepted)
             pictures = self.librarian.pictures(spec.pictures) | self.spool.attachments.places(ref, spec.pictures)
@@ -86,7 +86,7 @@ class Dispatch:
         attempt = self.ending.claim(ref)
         now = self.clock()
         until = now + slot.limit_s(config, job.kind)
-        running = Running(job, spec, attempt, accepted, self.wall(), until, route)
+        running = Running(job, spec, attempt, accepted, self.wall(), until, route, otherwise)
         slot.take(running, config, now)
         memory = self.remembered.of(model, fields.get("width"), fields.get("height"))
         run = Run(
@@ -96,6 +96,7 @@ class Dispatch:
             folder=folder,
             pictures=pictures,
             known=Known(digests=self.librarian.known(fields), memory=memory),
+            otherwise=otherwise.model_dump(mode="json") if otherwise else None,
             safety=config.filter_for(ref.client),
             last=attempt >= config.max_attempts,
         )

@@ -125,6 +125,10 @@ class Librarian:
                     found[type_] = choose(type_, nets)
         return found
 
+    def has(self, kind: ModelKind) -> bool:
+        """Whether there is any model of a kind."""
+        return any(one is kind for one, _ in self.catalog.entries)
+
     def next_look(self) -> int:
         """Ask for a look, and say its number: once `looks` has come to it, what lies in the folders now is known."""
         self.hint.set()

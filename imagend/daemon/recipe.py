@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 
 from imagend import presets, schedulers
+from imagend.architecture import ModelKind
 from imagend.config import Config
 from imagend.control import ControlType
-from imagend.daemon.routing import routed
+from imagend.daemon.routing import guided, routed
 from imagend.edit_spec import Edit
 from imagend.errors import UnsupportedSetting
 from imagend.generate_spec import Generate
@@ -19,7 +20,7 @@ from imagend.lora_field import with_tags
 from imagend.model_names import wanted
 from imagend.model_settings import ImageType, ModelSettings
 from imagend.models import Model
-from imagend.router import Route
+from imagend.router import VAGUE, Route
 from imagend.set_field import escaped
 from imagend.train_spec import Train
 from imagend.upscaling import Upscale
@@ -32,6 +33,7 @@ class Shelf(Protocol):
 
     def find(self, name: str) -> Model: ...
     def guides(self, base: Model) -> Mapping[ControlType, str]: ...
+    def has(self, kind: ModelKind) -> bool: ...
 
 
 class Filled(NamedTuple):
@@ -40,6 +42,8 @@ class Filled(NamedTuple):
     spec: Spec
     model: str | None = None
     route: Route | None = None
+    otherwise: Spec | None = None
+    """of an edit of whose way the rules say nothing, and a CLIP may: that for the complex way"""
 
 
 def fill(job: Job, config: Config, shelf: Shelf) -> Filled:
@@ -52,8 +56,13 @@ def fill(job: Job, config: Config, shelf: Shelf) -> Filled:
     if not isinstance(job.spec, Generate):
         return Filled(job.spec)
     model = shelf.find(job.spec.model or config.default_model)
-    spec, route = routed(job.spec, config, shelf.guides(model)) if isinstance(job.spec, Edit) else (job.spec, None)
-    return Filled(complete(spec, job.ref, config, model), model.name, route)
+    if not isinstance(job.spec, Edit):
+        return Filled(complete(job.spec, job.ref, config, model), model.name)
+    able = shelf.guides(model)
+    spec, route = routed(job.spec, config, able)
+    other = guided(job.spec, able) if route.confidence <= VAGUE and shelf.has(ModelKind.CLIP) else None
+    otherwise = complete(other, job.ref, config, model) if other else None
+    return Filled(complete(spec, job.ref, config, model), model.name, route, otherwise)
 
 
 def complete(spec: Generate, ref: Ref, config: Config, model: Model) -> Generate:

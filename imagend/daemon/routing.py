@@ -32,6 +32,14 @@ def routed(spec: Edit, config: Config, able: Mapping[ControlType, str]) -> tuple
     return _with(spec, route, tuple(_control(spec, guide, able) for guide in guides)), route
 
 
+def guided(spec: Edit, able: Mapping[ControlType, str]) -> Edit | None:
+    """The spec for the complex way, by all that can guide it here; None if nothing can."""
+    if not able:
+        return None
+    route = Route(path="complex", reason="", confidence=router.VAGUE)
+    return _with(spec, route, tuple(_control(spec, guide, able) for guide in able))
+
+
 def _named(spec: Edit) -> tuple[ControlType, ...] | None:
     return None if spec.guide is None else tuple(ControlType(guide) for guide in spec.guide)
 

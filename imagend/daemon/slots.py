@@ -43,6 +43,8 @@ class Running:
     until: float
     route: Route | None = None
     """which way an edit goes"""
+    otherwise: Spec | None = None
+    """the spec of an edit for the complex way, which its worker may choose"""
     progress: Progress | None = None
     cancelled: bool = False
     released: bool = False  # it gives way, and goes on later
@@ -214,6 +216,9 @@ class Slot:
         A worker that met a bug or a fault of its device, or is worn, is replaced: its next job shall not meet it.
         """
         running, self.running, self.deaths = self.running, None, 0
+        if running and running.otherwise and told.route:
+            running.route = told.route
+            running.spec = running.otherwise if told.route.path == "complex" else running.spec
         self.painted += 1
         self.events.left(self.name, now)
         if told.engine:

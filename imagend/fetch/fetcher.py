@@ -42,7 +42,7 @@ GB = 10**9
 POLL_S = 1.0
 _FOLDERS = (
     *(ModelKind.VAE, ModelKind.CONTROLNET, ModelKind.CLIP_VISION),
-    *(ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY),
+    *(ModelKind.PREPROCESSOR, ModelKind.DETECTOR, ModelKind.SAFETY, ModelKind.CLIP),
 )
 
 

@@ -64,13 +64,13 @@ class Editing(Task):
 
 def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     """Paint what is missing in the draft; return all pictures in order. Raises JobFailed, TryAgain, Interrupt."""
-    spec = Edit.model_validate_json(json.dumps(spec_fields))
+    context.pipelines.models.learn(context.known.digests)
+    spec = Edit.model_validate_json(json.dumps(_way(spec_fields, context)))
     assert spec.model is not None
     context.progress("masking")
     pictures = open_pictures(spec.pictures, context.pictures)
     context.engine["pictures"] = describe(pictures)
     models = context.pipelines.models
-    models.learn(context.known.digests)
     native_size = models.find(spec.model).native_size
     _check(spec.image, pictures[spec.image], native_size)
     given, _ = masking.given(spec.mask, pictures[spec.image].image, pictures, context)
@@ -78,6 +78,16 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
         mask = masks.combine(pictures[spec.image].image.size, spec.mask, given)
         where = frame(mask, native_size, spec.padding_mask_crop)
     return paint(Editing(spec, pictures, mask, where), context)
+
+
+def _way(spec_fields: dict[str, Any], context: Context) -> dict[str, Any]:
+    """The spec of the way that it goes. Raises what ZeroShot.opinion() does."""
+    if context.otherwise is None:
+        return spec_fields
+    context.progress("routing")
+    with context.timed("routing"):
+        context.route = context.pipelines.zero_shot.opinion(spec_fields["prompt"])
+    return context.otherwise if context.route.path == "complex" else spec_fields
 
 
 def _check(name: str, picture: Picture, native_size: int) -> None:

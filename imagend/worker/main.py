@@ -19,6 +19,7 @@ from imagend.errors import Bug, ImagendError, Interrupt, NoSpace, PictureWithhel
 from imagend.job import Outcome, Ref
 from imagend.manifest import Artifact, Safety, Withheld
 from imagend.messages import Cancel, Ended, Failure, Made, MemoryShort, Message, Progress, Ready, Run, Stop
+from imagend.router import Route
 
 if TYPE_CHECKING:
     from imagend.worker.pipelines import Pipelines
@@ -46,7 +47,8 @@ class Context:
     def __init__(self, run: Run, pipelines: Pipelines, say: Callable[[Message], None], interval_s: float) -> None:
         self.job, self.folder, self.pictures = run.job, Path(run.folder), run.pictures
         self.known, self.pipelines = run.known, pipelines
-        self.safety = run.safety
+        self.safety, self.otherwise = run.safety, run.otherwise
+        self.route: Route | None = None  # which way an edit goes, where the worker decides
         self.timings: dict[str, float] = {}
         self.engine: dict[str, Any] = {}  # what decides the pixels
         self.loading: dict[str, Any] = {}
@@ -180,6 +182,7 @@ class Worker:
             loading=context.loading or None,
             memory=context.memory or None,
             safety=context.judged and context.judged.model_copy(update={"withheld": tuple(context.withheld.values())}),
+            route=context.route,
             worn=context.worn,
             failure=failure,
         )

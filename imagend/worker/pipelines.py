@@ -38,6 +38,7 @@ from imagend.worker.loras import Context, Loras
 from imagend.worker.prompt_cache import PromptCache
 from imagend.worker.safety import Classifiers
 from imagend.worker.switch import Switch
+from imagend.worker.zero_shot import ZeroShot
 
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
@@ -59,7 +60,7 @@ class Pipelines:
         self.controlnets = Controlnets(models, self.dtype)
         self.ip_adapter = IpAdapter(models, self._embeddings())
         self.detectors = Detectors(models, device, self.make_room)
-        self.classifiers = Classifiers(models)
+        self.classifiers, self.zero_shot = Classifiers(models), ZeroShot(models)
         self.prompts = PromptCache(self.settings.prompt_cache_mb * 2**20)
         limit_bytes = int(self.settings.base_cache_gb * 2**30)
         self.switch = Switch(models, self.ladder.placement, limit_bytes, self.loras.forget)
