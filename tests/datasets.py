@@ -16,6 +16,7 @@ from imagend.config import Config
 from imagend.daemon.recipe import fill
 from imagend.job import Header, Job
 from imagend.messages import Run
+from imagend.safety_settings import Filter
 from imagend.train_spec import Train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (30, 60, 220), "yellow": (245, 220, 30)}
@@ -45,7 +46,7 @@ class Trainer:
     def __init__(self, painter: Painter, dataset: Path) -> None:
         self.painter, self.dataset = painter, dataset
 
-    def run(self, draft: Path, **fields: Any) -> Any:
+    def run(self, draft: Path, safety: Filter | None = None, **fields: Any) -> Any:
         """The worker's Ended."""
         draft.mkdir(parents=True, exist_ok=True)
         header = Header(schema="imagend.job/v1", kind="train", issued_at=datetime.now(UTC).isoformat())  # type: ignore[arg-type]
@@ -59,6 +60,7 @@ class Trainer:
             folder=str(draft),
             pictures={spec.pictures[0]: str(self.dataset)},
             known=self.painter.known,
+            safety=safety,
         )
         self.painter.said = []
         return self.painter.worker.attempt(run, self.painter.worker.expect(run))

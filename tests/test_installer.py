@@ -22,7 +22,7 @@ from imagend import records
 from imagend.daemon.executor import Heard, StopRequested
 from imagend.daemon.loop import Daemon
 from imagend.job import Outcome, Ref
-from imagend.manifest import Artifact
+from imagend.manifest import Artifact, Safety, Withheld
 from imagend.messages import Ended, Run
 from imagend.train_spec import Train
 
@@ -115,6 +115,23 @@ def test_it_is_installed_with_its_record_and_can_be_named(hall: Home) -> None:
     assert published.read_bytes() == DATA
     assert published.stat().st_ino != target.stat().st_ino  # what becomes of one is no matter of the other
     assert not (published.parent / ".checkpoint.safetensors").exists()
+
+
+def test_it_is_installed_although_a_sample_picture_was_withheld(hall: Home) -> None:
+    class Guarded(Trainer):
+        def attempt(self, worker: str, run: Run) -> None:
+            super().attempt(worker, run)
+            told = self.mailbox.get_nowait().message  # type: ignore[union-attr]
+            withheld = Withheld(label="nsfw", score=0.9, unsafe=True, index=4, seed=1)
+            judged = {"mode": "block", "classifier": "one", "sha256": "0" * 64, "labels": ("nsfw",), "threshold": 0.5}
+            safety = Safety(**judged, withheld=(withheld,))  # type: ignore[arg-type]
+            (Path(run.folder) / "sample-000010-0.png").unlink()
+            update = {"outcome": Outcome.PARTIAL, "artifacts": told.artifacts[:4], "safety": safety}
+            self.mailbox.put(Heard(worker, told.model_copy(update=update)))
+
+    live(hall, ref := train(hall, validation_prompts=["a hat"], max_train_steps=10), executor=Guarded)
+    manifest = hall.manifest(ref)
+    assert (manifest["outcome"], manifest["installed"]["name"]) == ("partial", "styles/ink")
 
 
 def test_where_the_name_was_taken_meanwhile_it_gets_the_jobs_id(hall: Home) -> None:

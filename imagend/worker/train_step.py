@@ -71,7 +71,7 @@ class Steps:
         with self.autocast():
             unet = self._pipe.unet
             embeds, pooled = self._encoded(captions)
-            sizes = torch.tensor([cache.time_ids[index] for index in indices], dtype=embeds.dtype, device=self._device)
+            sizes = torch.tensor([cache.time_ids[index] for index in indices], device=self._device)
             conditions = {"text_embeds": pooled, "time_ids": sizes}
             noisy = scheduler.add_noise(latents, noise, times).to(unet.dtype)
             found = unet(noisy, times, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
@@ -126,7 +126,7 @@ class Steps:
 def precision(spec: Train, device: torch.device) -> str:
     """Raises UnsupportedSetting."""
     on_gpu = device.type == "cuda"
-    best = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+    best = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_gpu else "no"
     asked = spec.mixed_precision or best
     if on_gpu and asked == "no":
         raise UnsupportedSetting("mixed_precision: on a GPU the base is kept in half precision; ask for bf16 or fp16")

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import classifiers
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from imagend.messages import MemoryShort, Progress
+from imagend.safety_settings import Classifier, Filter
 from imagend.train_spec import CURVE, KOHYA, LORA, LOSSES, Train
 from imagend.worker import train_step
 from imagend.worker.batches import Batches
@@ -234,6 +236,31 @@ def test_the_name_of_another_lora_is_refused_before_anything_is_done(
     assert "imagend models remove tried" in ended.failure.error.message
     shutil.copytree(whole[0], tmp_path / "own")  # of this very job: its daemon died once it was installed
     assert other.run(tmp_path / "own", **SHORT).outcome == "succeeded"
+
+
+# The safety filter
+
+
+@pytest.mark.parametrize("mode", ["flag", "block"])
+def test_sample_pictures_are_looked_at_too(trainer: Trainer, tmp_path: Path, mode: str) -> None:
+    models = tmp_path / "models"
+    (models / "diffusers").mkdir(parents=True)
+    (models / "diffusers" / "shapes-xl").symlink_to(EMBEDDED)
+    classifiers.save(models / "safety" / "redness", at=0.3)
+    guarded = Trainer(Painter(models), trainer.dataset)
+    prompts = ["a large red circle on a red background", "a large blue circle on a blue background"]
+    fields = {"learning_rate": 1e-6, "validation_prompts": prompts, "validation_steps": None, "resolution": 128}
+    filter_ = Filter(mode=mode, classifier=Classifier())  # type: ignore[arg-type]
+    for _ in range(2):  # the second attempt finds all finished
+        ended = guarded.run(tmp_path / "draft", filter_, **SHORT | fields)
+        samples = [one for one in ended.artifacts if one.role == "sample"]
+        red, blue = "sample-000006-0.png", "sample-000006-1.png"
+        assert (tmp_path / "draft" / red).exists() == (mode == "flag")
+        if mode == "flag":
+            assert (ended.outcome, [one.safety.unsafe for one in samples]) == ("succeeded", [True, False])
+        else:
+            assert (ended.outcome, [one.file for one in samples]) == ("partial", [blue])
+            assert [one.index for one in ended.safety.withheld] == [4]
 
 
 # The base
