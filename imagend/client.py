@@ -181,7 +181,8 @@ class Result:
 
 
 class Picture:
-    """A published PNG. Of a set, `item` is whose it is; its contact sheet has the `role` "contact_sheet"."""
+    """A published PNG; of a training also other files, whose `role` tells what they are. Of a set, `item` is whose it
+    is; its contact sheet has the `role` "contact_sheet"."""
 
     def __init__(self, folder: Path, artifact: dict[str, Any]) -> None:
         self.job, self.name, self.path = folder.name, artifact["file"], folder / artifact["file"]
@@ -189,7 +190,7 @@ class Picture:
         self.item, self.role = artifact.get("item"), artifact.get("role")
 
     def read(self) -> bytes:
-        """The PNG's bytes. Raises ValueError if they are not those that the manifest tells of."""
+        """Its bytes. Raises ValueError if they are not those that the manifest tells of."""
         data: bytes = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ValueError(f"{self.path}: its SHA-256 is not {self.sha256}, as its manifest says")

@@ -15,7 +15,7 @@ import pytest
 from conftest import CLIENT, REPOSITORY, Home, run_until, run_until_idle
 
 from imagend import config as configuration
-from imagend.job import Ref
+from imagend.job import Job, Ref
 from imagend.jobfile import parse
 from imagend.signing import split
 from imagend.spool import State
@@ -146,6 +146,31 @@ def test_datasets_are_listed_and_looked_at(home: Home) -> None:
     assert json.loads(done.stdout)["unreadable"] == [{"file": "b.png", "why": "it is none of PNG, JPEG, WEBP"}]
     done = imagend("datasets", "caps", cwd=home.root)
     assert (done.returncode, "Known are: hats." in done.stderr) == (1, True)
+
+
+def test_submit_of_a_training(home: Home) -> None:
+    options = {"--dataset": "hats", "--name": "styles/hat", "--trigger-words": "ohwx hat, ink", "--alpha": 8}
+    options |= {"--targets": "to_q,ff.net.2", "--train-text-encoder": "true", "--learning-rate": 0.001}
+    prompts = ("--validation-prompt", "a hat, red", "--validation-prompt", "b")
+    words = [word for pair in options.items() for word in pair]
+    done = imagend("submit", "train", *words, *prompts, cwd=home.root)
+    assert done.returncode == 0, done.stderr
+    (path,) = (path for path in home.config.inboxes[0].rglob("*.json"))
+    job = parse(CLIENT, split(path.read_bytes())[0])
+    assert isinstance(job, Job)
+    told = job.spec.model_dump(exclude_unset=True)
+    assert told == {
+        "dataset": "hats",
+        "name": "styles/hat",
+        "trigger_words": ("ohwx hat", "ink"),
+        "alpha": 8,
+        "targets": ("to_q", "ff.net.2"),
+        "train_text_encoder": True,
+        "learning_rate": 0.001,
+        "validation_prompts": ("a hat, red", "b"),
+    }
+    done = imagend("submit", "train", "--name", "hat", cwd=home.root)
+    assert (done.returncode, "dataset: is missing" in done.stderr) == (64, True)
 
 
 def test_submit_of_references(home: Home, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
         with Catch() as caught:
             return _train(spec, report, examples, context)
         pipelines.free_caches()
-        raise _too_large(spec, context, [f"at a stage before training: {caught.said}"])
+        raise _too_large(spec, context, [f"outside of its steps: {caught.said}"])
     except torch.AcceleratorError as error:  # the device's context is lost, and this process with it
         raise DeviceFailed(pipelines.device, str(error).splitlines()[0]) from None
     finally:

@@ -348,6 +348,20 @@ def test_a_shortage_that_stays_fails_the_job_and_says_what_to_ask_for(
     assert "(plainly, with gradient checkpointing)" in ended.failure.error.message
 
 
+def test_a_shortage_outside_of_the_steps_fails_the_job_and_leaves_the_base(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr("imagend.worker.train_results.decode", decode)
+    ended = trainer.run(tmp_path, **SHORT)
+    assert ended.failure.error.code == "OUT_OF_MEMORY"
+    assert "(outside of its steps: CUDA out of memory (injected))" in ended.failure.error.message
+    unet = trainer.painter.pipelines.switch.pipe.unet
+    assert not any(isinstance(one, BaseTunerLayer) for one in unet.modules())
+
+
 # What is asked for
 
 
