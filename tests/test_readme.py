@@ -21,6 +21,7 @@ from test_docs import commands_shown
 from test_service import serving, status, wait_for
 
 pytest.importorskip("torch", reason="needs the engine: pip install 'imagend[engine]'")
+import detectors
 import loras
 from engine_conftest import EMBEDDED, load_plain
 from PIL import Image
@@ -59,6 +60,7 @@ class Farm:
         for seed, name in enumerate(("hats", "ink")):
             path = self.config.models / "loras" / f"{name}.safetensors"
             loras.save(loras.random(load_plain(), seed, scale=0.01), path)
+        detectors.save(self.config.models)
         self.painted = ""
 
     def run(self, *words: str) -> str:

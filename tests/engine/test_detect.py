@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import REPOSITORY
 from engine_conftest import REF, Painter
 from PIL import Image
 
@@ -21,6 +24,7 @@ from imagend.worker.main import Context
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
 TEXTS = ("the car", "A dog")
+TAUGHT = REPOSITORY / "models" / "detection" / "shapes-xl-find"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,40 @@ def test_it_finds_what_transformers_finds_bit_for_bit(worker: Painter, root: Pat
     assert [one["finds"] for one in worker.pipelines.detectors.used] == ["boxes", "masks"]
     assert [one["name"] for one in worker.pipelines.detectors.used] == ["boxes", "masks"]
     assert found.describe()[0]["box"] == [round(number, 2) for number in found.boxes[0]]
+
+
+def test_the_outline_is_of_this_picture(worker: Painter) -> None:
+    """Not of the boxes alone: untrained as it is, the SAM looks."""
+    found, other = find(worker), NOISE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    outlining = worker.pipelines.detectors._kept["masks"]
+    arguments = (torch.tensor(found.boxes), list(found.scores), list(found.texts), torch.device("cpu"))
+    again, flipped = (detect._outlined(outlining, one, *arguments, context_of(worker)) for one in (NOISE, other))
+    assert (np.asarray(again.mask) == np.asarray(found.mask)).all()
+    assert (np.asarray(flipped.mask) != np.asarray(found.mask)).any()
+
+
+def test_a_taught_one_finds_what_words_name(root: Path, tmp_path: Path) -> None:
+    """shapes-xl-find, on drawn pictures that it was not trained on; its card has the figures."""
+    (tmp_path / "detection").mkdir()
+    (tmp_path / "detection" / "boxes").symlink_to(TAUGHT)
+    (tmp_path / "detection" / "masks").symlink_to(root / "detection" / "masks")
+    sys.path.insert(0, str(TAUGHT))
+    try:
+        from score_find import overlap, questions
+    finally:
+        sys.path.remove(str(TAUGHT))
+    worker, seen, total, right = Painter(tmp_path), 0, 0, 0
+    for image, phrase, named in questions(40):
+        boxes: tuple[Any, ...] = ()
+        with contextlib.suppress(NothingFound):
+            found = worker.pipelines.detectors.find(image, (phrase,), 0.25, 0.25, context_of(worker))
+            assert set(found.texts) == {phrase}
+            boxes = found.boxes
+        hits = [[overlap(np.array(thing.box), np.array(box)) > 0.5 for box in boxes] for thing in named]
+        seen, total = seen + sum(map(any, hits)), total + len(named)
+        right += all(map(any, hits)) and all(any(one) for one in zip(*hits, strict=True)) and (bool(named) or not boxes)
+    assert seen / total > 0.8
+    assert right / 40 > 0.6
 
 
 def test_one_text_may_name_several(worker: Painter) -> None:
