@@ -203,5 +203,5 @@ def test_the_upscaler_of_a_job_that_names_none_is_the_settings() -> None:
         header = {"schema": "imagend.job/v1", "kind": "upscale", "issued_at": "2026-11-20T15:00:00Z"}
         job = jobfile.parse("alice", json.dumps(header | {"image": "a/b", "upscaler": asked}).encode())
         assert isinstance(job, Job)
-        upscale, model = fill(job, config, lambda name: MODEL)
-        assert (named(upscale.model_dump()), model) == ([(ModelKind.UPSCALER, found)], None)
+        filled = fill(job, config, None)  # type: ignore[arg-type]  # no shelf is asked
+        assert (named(filled.spec.model_dump()), filled.model) == ([(ModelKind.UPSCALER, found)], None)
