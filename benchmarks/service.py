@@ -18,7 +18,7 @@ from imagend.daemon.executor import Mailbox
 def main() -> int:
     config, busy = Path(sys.argv[1]), sys.argv[2:] == ["busy"]
 
-    def painter(_slots: object, _models: object, mailbox: Mailbox, _settings: object) -> NullPainter:
+    def painter(_slots: object, _models: object, mailbox: Mailbox, *_: object, **__: object) -> NullPainter:
         return NullPainter(mailbox, busy)
 
     vars(local)["LocalExecutor"] = painter
