@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+PROCESSOR = "preprocessor_config.json"
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 # what the libraries raise on files that are missing, cut, of another shape or for another library
@@ -156,6 +157,25 @@ def _scheduler(model: Model, scheduler: Any) -> Any:
     if judged.zero_snr:
         marks |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return type(scheduler).from_config(scheduler.config, **marks)
+
+
+@contextmanager
+def reading(model: Model, models: Models, with_processor: bool = True) -> Iterator[None]:
+    """A block that reads a folder as transformers saves it, checked before and not changed meanwhile; `with_processor`:
+    the folder says how pictures are made ready, too. Raises BrokenModel, BrokenWeights, ModelReplaced."""
+    models.check(model)
+    if with_processor and not (model.path / PROCESSOR).is_file():
+        raise BrokenModel(model.name, f"it lacks {PROCESSOR}")
+    with errors_of(model):
+        yield
+    models.check_unchanged(model)
+
+
+def network_of(kind: Any, model: Model) -> Any:
+    """Of such a folder, a network of that class, in float32, in main memory, its weights not mapped."""
+    network = kind.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    own(network)
+    return network.eval()
 
 
 @contextmanager

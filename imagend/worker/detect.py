@@ -20,8 +20,7 @@ from imagend.architecture import BOXES, MASKS, ModelKind
 from imagend.errors import BrokenModel, DeviceFailed, JobFailed, NoDetector, NothingFound, OutOfMemory, PromptTooLong
 from imagend.messages import Known
 from imagend.models import Model, Models, digest
-from imagend.worker.bases import errors_of
-from imagend.worker.part import own
+from imagend.worker.bases import errors_of, network_of, reading
 from imagend.worker.shortage import Catch, clean_up
 
 with warnings.catch_warnings():
@@ -162,16 +161,9 @@ class Detectors:
         return kept
 
     def _read(self, model: Model) -> _Kept:
-        self._models.check(model)
-        if not (model.path / "preprocessor_config.json").is_file():
-            raise BrokenModel(model.name, "it lacks preprocessor_config.json")
         kind = GroundingDinoForObjectDetection if model.architecture.format == BOXES else SamModel
-        with errors_of(model):
-            network = kind.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-            own(network)
-            processor = _processor(model)
-        self._models.check_unchanged(model)
-        return _Kept(model, network.eval(), processor)
+        with reading(model, self._models):
+            return _Kept(model, network_of(kind, model), _processor(model))
 
     def _describe(self, model: Model) -> dict[str, Any]:
         files = self._models.digests(model)

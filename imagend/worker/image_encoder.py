@@ -17,9 +17,8 @@ import torch
 from imagend.architecture import ModelKind
 from imagend.errors import JobFailed, NoImageEncoder
 from imagend.models import Model, Models, digest, read_json
-from imagend.worker.bases import errors_of
+from imagend.worker.bases import network_of, reading
 from imagend.worker.embedding_cache import EmbeddingCache
-from imagend.worker.part import own
 from imagend.worker.pictures import Picture
 
 with warnings.catch_warnings():
@@ -77,14 +76,8 @@ class ImageEncoder:
         return Embedding(*(found.hidden_states[-2].contiguous() for found in states))
 
     def _load(self) -> Any:
-        self._models.check(self.model)
-        with errors_of(self.model):
-            encoder = CLIPVisionModelWithProjection.from_pretrained(
-                self.model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-            own(encoder)
-        self._models.check_unchanged(self.model)
-        return encoder.eval()
+        with reading(self.model, self._models, with_processor=False):
+            return network_of(CLIPVisionModelWithProjection, self.model)
 
 
 def find_encoder(models: Models, adapter: Model) -> Model:

@@ -13,10 +13,9 @@ from PIL import Image
 
 from imagend.architecture import ModelKind
 from imagend.control import PREPROCESSORS, ControlType
-from imagend.errors import BrokenModel, JobFailed, NoPreprocessor
+from imagend.errors import JobFailed, NoPreprocessor
 from imagend.models import Model, Models, digest
-from imagend.worker.bases import errors_of
-from imagend.worker.part import own
+from imagend.worker.bases import network_of, reading
 from imagend.worker.pose import draw
 
 with warnings.catch_warnings():
@@ -47,10 +46,7 @@ class Preprocessors:
         model = self._find(type_)
         files = self._models.digests(model)
         self._tell({"type": type_, "name": model.name, "sha256": digest(files), "files": files})
-        self._models.check(model)
-        if not (model.path / "preprocessor_config.json").is_file():
-            raise BrokenModel(model.name, "it lacks preprocessor_config.json")
-        with errors_of(model), torch.no_grad():
+        with reading(model, self._models), torch.no_grad():
             return depth(model, image) if type_ is ControlType.DEPTH else pose(model, image)
 
     def _tell(self, told: dict[str, Any]) -> None:
@@ -76,7 +72,7 @@ def canny(image: Image.Image) -> Image.Image:
 def depth(model: Model, image: Image.Image) -> Image.Image:
     """How near everything is: the nearest white, the farthest black (Depth Anything, DPT)."""
     processor = DPTImageProcessorPil.from_pretrained(model.path, local_files_only=True)
-    network = _loaded(AutoModelForDepthEstimation, model)
+    network = network_of(AutoModelForDepthEstimation, model)
     found = network(**processor(images=image, return_tensors="pt"))
     sizes = [(image.height, image.width)]
     near = processor.post_process_depth_estimation(found, target_sizes=sizes)[0]["predicted_depth"]
@@ -88,14 +84,8 @@ def depth(model: Model, image: Image.Image) -> Image.Image:
 def pose(model: Model, image: Image.Image) -> Image.Image:
     """The pose of one person, whom the picture is taken to show whole (ViTPose), as OpenPose draws it."""
     processor = VitPoseImageProcessorPil.from_pretrained(model.path, local_files_only=True)
-    network = _loaded(VitPoseForPoseEstimation, model)
+    network = network_of(VitPoseForPoseEstimation, model)
     boxes = [[[0, 0, image.width, image.height]]]
     found = network(**processor(images=image, boxes=boxes, return_tensors="pt"))
     person = processor.post_process_pose_estimation(found, boxes=boxes)[0][0]
     return draw(person["keypoints"].numpy(), person["scores"].numpy(), image.size)
-
-
-def _loaded(kind: Any, model: Model) -> Any:
-    network = kind.from_pretrained(model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    own(network)
-    return network.eval()

@@ -16,9 +16,8 @@ from imagend.fields import Planned
 from imagend.manifest import Artifact, Safety, Verdict, Withheld
 from imagend.models import Model, Models, digest
 from imagend.safety_settings import Classifier, Filter
-from imagend.worker.bases import errors_of
+from imagend.worker.bases import network_of, reading
 from imagend.worker.drafts import Drafts
-from imagend.worker.part import own
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -112,16 +111,9 @@ class Classifiers:
 
     def _load(self, model: Model) -> tuple[Any, Any]:
         if self._loaded is None or self._loaded[0] != model:
-            self._models.check(model)
-            if not (model.path / "preprocessor_config.json").is_file():
-                raise BrokenModel(model.name, "it lacks preprocessor_config.json")
-            with errors_of(model):
-                kind = model.architecture.format
-                network = getattr(transformers, kind).from_pretrained(
-                    model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-                )
+            kind = model.architecture.format
+            with reading(model, self._models):
+                network = network_of(getattr(transformers, kind), model)
                 processor = getattr(transformers, _PROCESSORS[kind]).from_pretrained(model.path, local_files_only=True)
-            own(network)
-            self._models.check_unchanged(model)
-            self._loaded = model, network.eval(), processor
+            self._loaded = model, network, processor
         return self._loaded[1], self._loaded[2]

@@ -14,12 +14,11 @@ from imagend.architecture import ModelKind
 from imagend.edit_rules import Path
 from imagend.models import Model, Models
 from imagend.router import Route
-from imagend.worker.bases import errors_of
-from imagend.worker.part import own
+from imagend.worker.bases import errors_of, network_of, reading
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 SENTENCES: tuple[tuple[Path, str, str], ...] = (
     ("simple", "it changes a colour", "change the color of something"),
@@ -61,15 +60,10 @@ class ZeroShot:
 
     def _load(self, model: Model) -> tuple[Any, Any]:
         if self._loaded is None or self._loaded[0] != model:
-            self._models.check(model)
-            with errors_of(model):
-                network = CLIPTextModelWithProjection.from_pretrained(
-                    model.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-                )
-                tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-                own(network)
-            self._models.check_unchanged(model)
-            self._loaded = model, network.eval(), tokenizer
+            with reading(model, self._models, with_processor=False):
+                network = network_of(CLIPTextModelWithProjection, model)
+                tokenizer = CLIPTokenizer.from_pretrained(model.path, local_files_only=True)
+            self._loaded = model, network, tokenizer
         return self._loaded[1], self._loaded[2]
 
 
