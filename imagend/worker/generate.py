@@ -61,13 +61,15 @@ def run(spec_fields: dict[str, Any], context: Context) -> tuple[Artifact, ...]:
     Raises JobFailed, TryAgain, Interrupt.
     """
     spec = Generate.model_validate_json(json.dumps(spec_fields))
-    if spec.chain is not None:
-        return chain.run(spec, context, partial(_paint, spec, context))
-    return _paint(spec, context)
-
-
-def _paint(spec: Generate, context: Context, enlarged: chain.Enlarged | None = None) -> tuple[Artifact, ...]:
     pictures = open_pictures(spec.pictures, context.pictures)
     if pictures:
         context.engine["pictures"] = describe(pictures)
+    if spec.chain is not None:
+        return chain.run(spec, context, partial(_paint, spec, pictures, context))
+    return _paint(spec, pictures, context)
+
+
+def _paint(
+    spec: Generate, pictures: Mapping[str, Picture], context: Context, enlarged: chain.Enlarged | None = None
+) -> tuple[Artifact, ...]:
     return paint(Generation(spec, pictures) if enlarged is None else Anew(spec, pictures, enlarged), context)
